@@ -1,0 +1,63 @@
+"""What the documentation shows runs: every ```python block, every example of a docstring, every link.
+
+A page says what a block needs in a comment right before it: `<!-- requires: torch -->` names modules, and `gpu` for a
+CUDA device; `<!-- not run: a sketch -->` says why a block is only to be read.
+"""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<kind>requires|not run): (?P<what>[^\n]+) -->\n+)?^```python\n(?P<code>.*?)^```$", re.M | re.S
+)
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+
+
+def blocks():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start("code"))
+            yield pytest.param(page, line, match, id=f"{page.name}:{line + 1}")
+
+
+@pytest.mark.parametrize(("page", "line", "match"), list(blocks()))
+def test_block(page, line, match, tmp_path, monkeypatch):
+    if match["kind"] == "not run":
+        pytest.skip(match["what"])
+    for requirement in re.split(r",\s*", match["what"] or "numpy"):
+        if requirement == "gpu":
+            cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+            if not cupy.cuda.is_available():
+                pytest.skip("no CUDA device")
+        else:
+            pytest.importorskip(requirement, reason=f"{requirement} is not installed")
+    monkeypatch.chdir(tmp_path)
+    # The blank lines in front make a traceback name the page's own line.
+    exec(compile("\n" * line + match["code"], page, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("module", ["gspn2_cupy.ops"])
+def test_examples_of_docstrings(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_readme_has_exactly_two_set_up_commands():
+    commands = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    demo, tests = commands
+    assert demo.endswith("-m gspn2_cupy demo")
+    assert "-m pytest" in tests
