@@ -1,0 +1,51 @@
+// What a kernel knows of its arrays. The host writes these structs (gspn2_cupy/_plan.py, GEOMETRY): every field is a long
+// long, counted in elements. Arrays are seen as lines in scan order, so a direction is a choice of origin, line and cross:
+// a scan that runs backwards over the image starts at its last line and has a negative step.
+#pragma once
+
+namespace gspn2 {
+
+// An image per channel: element (b, c, t, i) is at origin + b·batch + c·channel + t·line + i·cross.
+struct Image {
+  long long origin, batch, channel, line, cross;
+
+  __device__ __forceinline__ long long slice(long long b, long long c) const {
+    return origin + b * batch + c * channel;
+  }
+  __device__ __forceinline__ long long pixel(long long t, long long i) const { return t * line + i * cross; }
+};
+
+// The three weights of each pixel: tap k (0, 1, 2) looks at cross index i + k - 1.
+struct Taps {
+  long long origin, batch, group, tap, line, cross;
+
+  __device__ __forceinline__ long long slice(long long b, long long g) const {
+    return origin + b * batch + g * group;
+  }
+  __device__ __forceinline__ long long pixel(long long t, long long i) const { return t * line + i * cross; }
+};
+
+// One line per channel, in the state's type: h0, h_last and their gradients.
+struct Line {
+  long long batch, channel, cross;
+
+  __device__ __forceinline__ long long at(long long b, long long c, long long i) const {
+    return b * batch + c * channel + i * cross;
+  }
+};
+
+// The scan itself: `lines` lines of `width` pixels, restarting every `chunk` lines (chunk = lines when it never does).
+// `along` is 1 when a line's pixels lie further apart than its successors (horizontal scans), so that neighbouring threads
+// should walk along the scan to touch neighbouring addresses.
+struct Scan {
+  long long batch, channels, channels_per_group, lines, width, chunk, along;
+};
+
+struct Geometry {
+  Scan scan;
+  Image x, lam, h, dh, g, dx, dlam;
+  Taps weight, dweight;
+  Line first, last;  // the state before the first line and after the last, or their gradients
+};
+
+}  // namespace gspn2

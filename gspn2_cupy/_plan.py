@@ -1,0 +1,247 @@
+"""From shapes, strides, data types and device limits to launch plans: frozen, printable values.
+
+Pure Python: nothing here sees an array or a GPU. An array is described by its :class:`Layout`. A :class:`LaunchPlan` says
+which kernel runs, specialised how, on which grid, with how much shared memory and workspace, how many bytes it must move,
+and why it was chosen; ``GSPN2_PRINT_PLAN=1`` prints each one as it is launched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gspn2_cupy.reference import HORIZONTAL, REVERSED
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What a plan may use of a device."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    multiprocessors: int
+    shared_bytes_per_block: int
+    shared_bytes_per_multiprocessor: int
+    max_threads_per_multiprocessor: int
+    l2_bytes: int
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One specialisation of one kernel: a file under ``cuda/``, its entry, and the ``-D`` definitions."""
+
+    source: str
+    entry: str
+    defines: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return f"{self.entry}<{', '.join(f'{name}={value}' for name, value in self.defines)}>"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An array as a plan sees it; strides count elements."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    c_name: str
+    itemsize: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * self.itemsize
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """One kernel launch."""
+
+    spec: KernelSpec
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+    geometry: Any = field(repr=False, compare=False)  # a zero-dimensional array of GEOMETRY, passed by value
+    workspace: int  # elements in the state's type
+    bytes_moved: int  # each input and output once; staged halos not counted
+    reason: str
+    cooperative: bool = False
+
+    def __str__(self) -> str:
+        size = f"{self.bytes_moved / 1e6:.3g} MB, {self.shared_bytes} B shared, {self.workspace} workspace elements"
+        return f"{self.spec} grid={self.grid} block={self.block}: {size}; {self.reason}"
+
+
+# --- the structs of cuda/geometry.cuh ------------------------------------------------------------------------------------
+
+
+def _struct(*names: str) -> list[tuple[str, str]]:
+    return [(name, "<i8") for name in names]
+
+
+IMAGE = np.dtype(_struct("origin", "batch", "channel", "line", "cross"))
+TAPS = np.dtype(_struct("origin", "batch", "group", "tap", "line", "cross"))
+LINE = np.dtype(_struct("batch", "channel", "cross"))
+SCAN = np.dtype(_struct("batch", "channels", "channels_per_group", "lines", "width", "chunk", "along"))
+GEOMETRY = np.dtype(
+    [("scan", SCAN)]
+    + [(name, IMAGE) for name in ("x", "lam", "h", "dh", "g", "dx", "dlam")]
+    + [(name, TAPS) for name in ("weight", "dweight")]
+    + [(name, LINE) for name in ("first", "last")]
+)
+
+
+def _in_lines(layout: Layout, direction: str) -> tuple[int, ...]:
+    """Return origin and strides (…, line, cross) of an image array seen in scan order."""
+    *outer, row, column = layout.strides
+    height, width = layout.shape[-2:]
+    line, cross, length = (column, row, width) if direction in HORIZONTAL else (row, column, height)
+    if direction in REVERSED:
+        return ((length - 1) * line, *outer, -line, cross)
+    return (0, *outer, line, cross)
+
+
+def _geometry(direction: str, chunk: int | None, x: Layout, groups: int, arrays: dict[str, Layout | None]) -> Any:
+    batch, channels, height, width = x.shape
+    lines, cross = (width, height) if direction in HORIZONTAL else (height, width)
+    geometry = np.zeros((), GEOMETRY)
+    along = abs(_in_lines(x, direction)[-2]) < abs(_in_lines(x, direction)[-1])
+    per_group = channels // groups
+    geometry["scan"] = (batch, channels, per_group, lines, cross, lines if chunk is None else min(chunk, lines), along)
+    for name, layout in arrays.items():
+        if layout is not None:
+            geometry[name] = layout.strides if name in ("first", "last") else _in_lines(layout, direction)
+    geometry.flags.writeable = False
+    return geometry
+
+
+# --- plans ---------------------------------------------------------------------------------------------------------------
+
+SCAN_THREADS = 128  # rows a block scans at a time; a slice wider than this is cut into bands with a halo
+SCAN_LINES = {"float": 16, "double": 8}  # lines staged at a time: 35 KB and 38 KB, below the 48 KB that every GPU allows
+PIXEL_THREADS = 256
+
+
+def state_name(c_name: str) -> str:
+    """Return the state's C type for a data type's."""
+    return "double" if c_name == "double" else "float"
+
+
+def _scan_block(state: str) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Return shared bytes and definitions of the tile of ``cuda/scan_tile.cuh``."""
+    lines, size = SCAN_LINES[state], 8 if state == "double" else 4
+    shared = (4 * lines * (SCAN_THREADS + 1) + 4 * (SCAN_THREADS + 2)) * size
+    return shared, (("STATE", state), ("THREADS", str(SCAN_THREADS)), ("LINES", str(lines)))
+
+
+def _scan_reason(width: int, lines: int) -> str:
+    owned = SCAN_THREADS - 2 * lines
+    if width <= SCAN_THREADS:
+        return "a block per slice, which fits"
+    return f"a block per slice, {-(-width // owned)} bands of {owned} rows with a halo of {lines}"
+
+
+def _bytes(*layouts: Layout | None) -> int:
+    return sum(layout.bytes for layout in layouts if layout is not None)
+
+
+@lru_cache(maxsize=1024)
+def line_scan_forward(
+    direction: str,
+    chunk: int | None,
+    x: Layout,
+    weight: Layout,
+    lam: Layout | None,
+    h0: Layout | None,
+    h: Layout,
+    h_last: Layout | None,
+) -> LaunchPlan:
+    """Plan h[t] = A[t]·h[t-1] + λ[t]·x[t]; ``h`` may be in the state's type."""
+    arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
+    geometry = _geometry(direction, chunk, x, weight.shape[1], arrays)
+    state = state_name(x.c_name)
+    shared_bytes, tile = _scan_block(state)
+    slices, width = x.shape[0] * x.shape[1], int(geometry["scan"]["width"])
+    types = (("SCALAR", x.c_name), ("WEIGHT", weight.c_name), ("RESULT", h.c_name))
+    return LaunchPlan(
+        spec=KernelSpec("line_scan_forward.cu", "line_scan_forward", types + tile),
+        grid=(slices, 1, 1),
+        block=(SCAN_THREADS, 1, 1),
+        shared_bytes=shared_bytes,
+        geometry=geometry,
+        workspace=2 * slices * width,
+        bytes_moved=_bytes(x, weight, lam, h0, h, h_last),
+        reason=_scan_reason(width, SCAN_LINES[state]),
+    )
+
+
+@lru_cache(maxsize=1024)
+def line_scan_adjoint(
+    direction: str,
+    chunk: int | None,
+    dh: Layout,
+    weight: Layout,
+    dh_last: Layout | None,
+    g: Layout,
+    dh0: Layout | None,
+) -> LaunchPlan:
+    """Plan g[t] = dh[t] + A[t+1]ᵀ·g[t+1]; ``g`` is in the state's type."""
+    arrays = {"dh": dh, "weight": weight, "last": dh_last, "g": g, "first": dh0}
+    geometry = _geometry(direction, chunk, dh, weight.shape[1], arrays)
+    state = state_name(dh.c_name)
+    shared_bytes, tile = _scan_block(state)
+    slices, width = dh.shape[0] * dh.shape[1], int(geometry["scan"]["width"])
+    types = (("SCALAR", dh.c_name), ("WEIGHT", weight.c_name))
+    return LaunchPlan(
+        spec=KernelSpec("line_scan_adjoint.cu", "line_scan_adjoint", types + tile),
+        grid=(slices, 1, 1),
+        block=(SCAN_THREADS, 1, 1),
+        shared_bytes=shared_bytes,
+        geometry=geometry,
+        workspace=2 * slices * width,
+        bytes_moved=_bytes(dh, weight, dh_last, g, dh0),
+        reason=_scan_reason(width, SCAN_LINES[state]),
+    )
+
+
+@lru_cache(maxsize=1024)
+def line_scan_gradients(
+    direction: str,
+    chunk: int | None,
+    groups: int,
+    g: Layout,
+    x: Layout,
+    lam: Layout | None,
+    h: Layout | None,
+    h0: Layout | None,
+    dx: Layout | None,
+    dlam: Layout | None,
+    dweight: Layout | None,
+) -> LaunchPlan:
+    """Plan dx, dλ and dw from g."""
+    arrays = {"g": g, "x": x, "lam": lam, "h": h, "first": h0, "dx": dx, "dlam": dlam, "dweight": dweight}
+    batch, _, height, width = x.shape
+    return LaunchPlan(
+        spec=KernelSpec(
+            "line_scan_gradients.cu",
+            "line_scan_gradients",
+            (
+                ("SCALAR", x.c_name),
+                ("WEIGHT", x.c_name if dweight is None else dweight.c_name),
+                ("RESULT", x.c_name if h is None else h.c_name),
+                ("STATE", state_name(x.c_name)),
+                ("THREADS", str(PIXEL_THREADS)),
+            ),
+        ),
+        grid=(-(-batch * groups * height * width // PIXEL_THREADS), 1, 1),
+        block=(PIXEL_THREADS, 1, 1),
+        shared_bytes=0,
+        geometry=_geometry(direction, chunk, x, groups, arrays),
+        workspace=0,
+        bytes_moved=_bytes(g, x if dlam is not None else None, lam, h, h0, dx, dlam, dweight),
+        reason="a thread per pixel of a group, channels summed in order",
+    )
