@@ -1,0 +1,94 @@
+"""Runs the library's CUDA sources on the CPU, under a fault detector. docs/emulator.md says how, and what it cannot show.
+
+    from emulator import emulated
+
+    with emulated(seed=0, schedule="random", detect=True) as device:
+        h = gspn2_cupy.line_scan(x, weight, lam, direction="left_to_right")  # NumPy arrays in and out
+    assert device.launches > 0
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gspn2_cupy import _launch
+
+from ._build import EmulatorUnavailableError, KernelBuildError, run, toolchain
+from ._faults import (
+    AddressFault,
+    AsyncCopyFault,
+    BadSynchronisation,
+    DataRace,
+    Deadlock,
+    EmulatorFault,
+    LaunchRefused,
+    Misaligned,
+    OutOfBounds,
+    Trap,
+    UndefinedBehaviour,
+    UninitialisedRead,
+)
+from ._launcher import LIMITS, SCHEDULES, Emulator, with_limits
+
+__all__ = [
+    "LIMITS",
+    "SCHEDULES",
+    "AddressFault",
+    "AsyncCopyFault",
+    "BadSynchronisation",
+    "DataRace",
+    "Deadlock",
+    "Emulator",
+    "EmulatorFault",
+    "EmulatorUnavailableError",
+    "KernelBuildError",
+    "LaunchRefused",
+    "Misaligned",
+    "OutOfBounds",
+    "Trap",
+    "UndefinedBehaviour",
+    "UninitialisedRead",
+    "emulated",
+    "run_sanitized",
+    "why_unavailable",
+]
+
+
+@contextmanager
+def emulated(*, limits=None, **options) -> Iterator[Emulator]:
+    """Let public functions of gspn2_cupy run NumPy arrays through the CUDA sources.
+
+    seed: of the schedule; a fault's text names it, and the same seed gives the same run.
+    schedule: "thread" (in thread order), "reverse", "random", or "priority" (random priorities per warp).
+    detect: check every memory access for races, uninitialised bytes, bounds and alignment.
+    sanitize: use the build with AddressSanitizer and UndefinedBehaviorSanitizer instead; see `run_sanitized`.
+    preempt: with `detect`, the chance that a thread is suspended before a memory access.
+    async_copies: when the bytes of an asynchronous copy move: "wait", "issue", or "random".
+    limits: a dict of `DeviceLimits` fields to replace, so that other plans are chosen.
+    """
+    device = Emulator(limits=with_limits(limits), **options)
+    with _launch.use(device):
+        yield device
+
+
+def why_unavailable() -> str | None:
+    """Return what is missing for the emulator to run here, or None."""
+    try:
+        toolchain()
+    except EmulatorUnavailableError as error:
+        return str(error)
+    return None
+
+
+def run_sanitized(arguments: list[str], **options) -> subprocess.CompletedProcess[str]:
+    """Run Python on `arguments`, such as ["-m", "pytest", …], in a process where `emulated(sanitize=True)` works."""
+    libasan = run([toolchain().compiler, "-print-file-name=libasan.so"]).strip()
+    settings = "detect_leaks=0:halt_on_error=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0:handle_sigfpe=0"
+    environment = {**os.environ, "LD_PRELOAD": libasan, "ASAN_OPTIONS": settings}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False, **options
+    )

@@ -1,0 +1,40 @@
+// Host twins of cuda/primitives.cuh. What the inline PTX there does is written here as we understand it: a mistake in
+// that belief is the one thing that emulation cannot show.
+#pragma once
+
+#include "cuda_shim.hpp"
+
+namespace gspn2 {
+
+template <typename T>
+inline T* dynamic_shared() {
+  return static_cast<T*>(emulator::dynamic_shared_memory());
+}
+
+// cp.async: copies the first valid_bytes and fills the rest with zeros.
+inline void copy_async_16(void* shared, const void* global, int valid_bytes = 16, EMULATOR_SITE) {
+  emulator::copy_async(shared, global, 16, static_cast<size_t>(valid_bytes), {file, line});
+}
+inline void copy_async_8(void* shared, const void* global, int valid_bytes = 8, EMULATOR_SITE) {
+  emulator::copy_async(shared, global, 8, static_cast<size_t>(valid_bytes), {file, line});
+}
+inline void copy_async_4(void* shared, const void* global, int valid_bytes = 4, EMULATOR_SITE) {
+  emulator::copy_async(shared, global, 4, static_cast<size_t>(valid_bytes), {file, line});
+}
+
+inline void copy_async_commit() { emulator::copy_async_commit(); }
+
+// Waits until all but the kGroupsLeft youngest groups of this thread's copies are done.
+template <int kGroupsLeft>
+inline void copy_async_wait(EMULATOR_SITE) {
+  emulator::copy_async_wait(kGroupsLeft, {file, line});
+}
+
+// A relaxed 8-byte store that other blocks of a cooperative launch see whole, and the wait for a word whose high half
+// is `tag`. Neither orders any other memory.
+inline void publish(unsigned long long* slot, unsigned long long value) { emulator::publish(slot, value); }
+inline unsigned long long await_tag(const unsigned long long* slot, unsigned tag, EMULATOR_SITE) {
+  return emulator::await_tag(slot, tag, {file, line});
+}
+
+}  // namespace gspn2

@@ -1,0 +1,145 @@
+// Decides whether an access is allowed: bounds, alignment, initialised bytes, and a happens-before race check.
+//
+// Only barriers order memory. A block barrier orders everything before it with everything after it, for the block;
+// __syncwarp does so for the lanes of its mask. Shuffles, votes, atomics, fences and published words order nothing.
+// So "a's access happened before b" needs no full vector clocks: a's time at the last block barrier and, within a
+// warp, what b has learnt of a's lane are enough.
+
+#include "detector.hpp"
+
+namespace emulator {
+namespace {
+
+bool happened_before(const Access& access, const Thread& thread) {
+  if (access.block != thread.block->number) return false;
+  if (access.thread == thread.index) return true;
+  const Thread& other = thread.block->threads[access.thread];
+  if (access.clock <= other.clock_at_barrier) return true;
+  return other.warp() == thread.warp() && access.clock <= thread.known[other.lane()];
+}
+
+// How far apart two threads are: the farther, the fewer barriers can order both before a later writer.
+int distance(const Access& a, const Access& b) {
+  return a.block != b.block ? 3 : a.thread / 32 != b.thread / 32 ? 2 : a.thread != b.thread;
+}
+
+std::string name_of(const Access& access) {
+  const Request& request = launch->request;
+  const uint32_t *g = request.grid, *b = request.block;
+  return format("thread (%u,%u,%u) of block (%u,%u,%u)", access.thread % b[0], access.thread / b[0] % b[1],
+                access.thread / b[0] / b[1], access.block % g[0], access.block / g[0] % g[1],
+                access.block / g[0] / g[1]);
+}
+
+struct Check {
+  Thread& thread;
+  Region& region;
+  const char* address;
+  size_t bytes;
+  Use use;
+  const void* code;
+
+  std::string describe() const {
+    return format("%s %s%s %zu bytes at byte %td of %s, %s", emulator::name_of(thread).c_str(),
+                  use.atomic ? "atomically " : use.copy ? "asynchronously " : "", use.write ? "writes" : "reads", bytes,
+                  address - region.begin, region.label.c_str(), name_of_code(code).c_str());
+  }
+
+  void check_bytes() const {
+    const size_t first = address - region.begin;
+    if (address < region.begin || first + bytes > region.bytes) fail("bounds", "outside its memory\n  " + describe());
+    for (size_t i = first; i < first + bytes; ++i) {
+      uint8_t& state = region.state[i];
+      if (!(state & kAccessible)) fail("bounds", "between the elements of a strided array\n  " + describe());
+      if (state & kInFlight && !use.copy)
+        fail("copy", "an asynchronous copy to these bytes has not been waited for\n  " + describe());
+      if (use.write) {
+        if (!(state & kWritable)) fail("bounds", "written through a pointer to read-only memory\n  " + describe());
+        state |= kInitialised;
+      } else if (!(state & kInitialised)) {
+        fail("uninitialised", "read before anything was written there\n  " + describe());
+      }
+    }
+  }
+
+  // Shared memory is reused block after block: what an earlier block left in its cells does not count.
+  bool counts(const Access& before) const {
+    return before.clock && !(region.owner && before.block != thread.block->number);
+  }
+
+  void check_race(const Access& before, bool before_wrote) const {
+    if (!counts(before) || (before.atomic && use.atomic) || happened_before(before, thread)) return;
+    fail("race", format("unordered accesses to the same memory\n  %s\n  %s %s%s it before, %s", describe().c_str(),
+                        name_of(before).c_str(), before.atomic ? "atomically " : "", before_wrote ? "wrote" : "read",
+                        name_of_code(before.code).c_str()));
+  }
+
+  void remember_read(Cell& cell, const Access& now) const {
+    Access &first = cell.reads[0], &second = cell.reads[1];
+    if (!counts(first) || happened_before(first, thread)) {
+      first = now;
+      if (!counts(second) || happened_before(second, thread)) second.clock = 0;
+    } else if (!counts(second) || happened_before(second, thread) || distance(first, now) > distance(first, second)) {
+      second = now;
+    }
+  }
+
+  void check_cells() const {
+    const Access now{thread.block->number, thread.index, use.atomic, thread.clock, code};
+    const size_t first = (address - region.begin) >> region.granule_log2;
+    const size_t last = (address - region.begin + bytes - 1) >> region.granule_log2;
+    for (size_t c = first; c <= last; ++c) {
+      Cell& cell = region.cells[c];
+      check_race(cell.write, true);
+      if (use.write) {
+        check_race(cell.reads[0], false);
+        check_race(cell.reads[1], false);
+        cell.write = now;
+        cell.reads[0].clock = cell.reads[1].clock = 0;
+      } else {
+        remember_read(cell, now);
+      }
+    }
+  }
+};
+
+bool in_module(const void* address) {
+  for (auto [begin, end] : launch->module.segments)
+    if (reinterpret_cast<uintptr_t>(address) - begin < end - begin) return true;
+  return false;
+}
+
+}  // namespace
+
+void check_access(const void* address, size_t bytes, Use use, bool aligned, const void* code) {
+  Thread& thread = self();
+  const auto target = static_cast<const char*>(address);
+  if (static_cast<size_t>(target - thread.fiber.stack) < kStackBytes || !bytes) return;  // its own local variables
+  const char* verb = use.write ? "writes" : "reads";
+  if (aligned && reinterpret_cast<uintptr_t>(address) % bytes)
+    fail("alignment", format("an access of %zu bytes must be aligned to as many\n  %s %s address %p, %s", bytes,
+                             name_of(thread).c_str(), verb, address, name_of_code(code).c_str()));
+  Region* const region = memory->find(address);
+  if (!region) {
+    if (!use.write && in_module(address)) return;  // a constant table
+    const char* where = is_fiber_stack(address) ? "a local variable of another thread"
+                        : in_module(address)    ? "a global variable, which kernels must not have"
+                                                : "no memory of the launch";
+    fail("bounds", format("%s\n  %s %s %zu bytes at address %p, %s", where, name_of(thread).c_str(), verb, bytes,
+                          address, name_of_code(code).c_str()));
+  }
+  const Check check{thread, *region, target, bytes, use, code};
+  check.check_bytes();
+  if (region->owner && region->owner != thread.block)
+    fail("bounds", "shared memory of another block\n  " + check.describe());
+  check.check_cells();
+}
+
+void set_in_flight(const void* address, size_t bytes, bool in_flight) {
+  Region* const region = memory->find(address);
+  if (!region) return;
+  uint8_t* const state = region->state + (static_cast<const char*>(address) - region->begin);
+  for (size_t i = 0; i < bytes; ++i) state[i] = in_flight ? state[i] | kInFlight : state[i] & ~kInFlight;
+}
+
+}  // namespace emulator

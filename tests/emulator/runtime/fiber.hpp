@@ -1,0 +1,39 @@
+// A fiber: a stack and the place where it stopped. All fibers run on the one OS thread that launched the kernel.
+#pragma once
+
+#include <cstddef>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#define EMULATOR_UCONTEXT 1
+#endif
+
+namespace emulator {
+
+struct Fiber {
+#ifdef EMULATOR_UCONTEXT
+  ucontext_t context;
+#else
+  void* stack_pointer = nullptr;
+#endif
+  char* stack = nullptr;  // lowest usable byte; null for the OS thread's own stack
+  void* sanitizer_stack = nullptr;
+};
+
+constexpr size_t kStackBytes = 128 * 1024;
+
+// The stack of fiber number `index`, with an inaccessible page below it. Stacks are kept for later launches.
+char* fiber_stack(size_t index);
+constexpr size_t kMaximumFibers = 16 * 1024;
+bool is_fiber_stack(const void* address);
+
+// Makes the fiber start in `entry`, which must not return, on its next switch.
+void prepare(Fiber& fiber, char* stack, void (*entry)());
+
+// Stops `from`, which is running, and continues `to`.
+void switch_fiber(Fiber& from, Fiber& to);
+
+// First call on a fresh fiber: completes the switch that started it.
+void finish_first_switch();
+
+}  // namespace emulator
