@@ -96,7 +96,6 @@ def test_with_two_devices(capsys, monkeypatch):
 
 
 def test_for_a_person(capsys, monkeypatch):
-    monkeypatch.setenv("CUPY_CACHE_DIR", "/tmp/kernels")
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert main(["info"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[0] in "gN")
