@@ -41,8 +41,14 @@ struct Scan {
   long long batch, channels, channels_per_group, lines, width, chunk, along;
 };
 
+// How line_scan_tiles.cu cuts the work: a slice into `count` bands of `rows` rows, or a block over `units` whole slices.
+struct Bands {
+  long long count, rows, units;
+};
+
 struct Geometry {
   Scan scan;
+  Bands bands;
   Image x, lam, h, dh, g, dx, dlam;
   Taps weight, dweight;
   Line first, last;  // the state before the first line and after the last, or their gradients

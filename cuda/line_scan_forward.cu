@@ -61,8 +61,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const long long t = t0 + n;
         *previous = t > 0 && t % scan.chunk == 0 ? State(0) : state;
         __syncthreads();
-        state = multiply_add(stage.weight[2][at], previous[1], stage.signal[at]);
-        state = multiply_add(stage.weight[1][at], previous[0], state);
+        state = multiply_add(stage.weight[1][at], previous[0], stage.signal[at]);
+        state = multiply_add(stage.weight[2][at], previous[1], state);
         state = multiply_add(stage.weight[0][at], previous[-1], state);
         if (!inside) state = 0;
         stage.signal[at] = state;

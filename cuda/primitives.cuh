@@ -16,6 +16,39 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(gspn2_dynamic_shared);
 }
 
+// --- asynchronous copies from global to shared memory (sm_80) ---------------------------------------------------------
+
+// Start copying 16 bytes, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int valid_bytes) {
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(valid_bytes) : "memory");
+}
+
+// Close the group of copies that this thread has started since the last one.
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Wait until all but the youngest `Pending` groups of this thread have arrived.
+template <int Pending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+// --- words between blocks that run at the same time -------------------------------------------------------------------
+
+// Put a word where another block awaits it. The value travels inside the word, so no fence is needed.
+__device__ __forceinline__ void publish(unsigned long long* slot, unsigned long long word) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(slot), "l"(word) : "memory");
+}
+
+// Wait until the upper half of a word is `tag`, and return the word.
+__device__ __forceinline__ unsigned long long await_tag(const unsigned long long* slot, unsigned tag) {
+  unsigned long long word;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(slot) : "memory");
+  } while (static_cast<unsigned>(word >> 32) != tag);
+  return word;
+}
+
 }  // namespace gspn2
 
 #endif

@@ -86,13 +86,19 @@ class CupyKernel:
     """A kernel of CuPy's, on one device."""
 
     def __init__(self, spec: KernelSpec, limits: DeviceLimits):
-        import cupy
-
-        text, options = compiler_input(spec)
-        self._kernel = cupy.RawModule(code=text, options=options).get_function(spec.entry)
-        self._kernel.compile()
+        self._spec = spec
         self._limits = limits
         self._shared_bytes = STATIC_SHARED_LIMIT
+        self._kernels = {False: self._load(False)}
+
+    def _load(self, cooperative: bool) -> Any:
+        import cupy
+
+        text, options = compiler_input(self._spec)
+        module = cupy.RawModule(code=text, options=options, enable_cooperative_groups=cooperative)
+        kernel = module.get_function(self._spec.entry)
+        kernel.compile()
+        return kernel
 
     def __call__(
         self,
@@ -103,10 +109,13 @@ class CupyKernel:
         cooperative: bool = False,
     ) -> None:
         """Queue one launch on CuPy's current stream."""
-        if shared_bytes > self._shared_bytes:  # raised once, to all that the device has, and never lowered
-            self._shared_bytes = self._limits.shared_bytes_per_block
-            self._kernel.max_dynamic_shared_size_bytes = self._shared_bytes - self._kernel.shared_size_bytes
-        self._kernel(grid, block, args, shared_mem=shared_bytes)
+        kernel = self._kernels.get(cooperative)
+        if kernel is None:
+            kernel = self._kernels.setdefault(cooperative, self._load(cooperative))
+        if shared_bytes > STATIC_SHARED_LIMIT and kernel.max_dynamic_shared_size_bytes < shared_bytes:
+            # once, to all that the device has: never lowered, so other threads' launches stay valid
+            kernel.max_dynamic_shared_size_bytes = self._limits.shared_bytes_per_block - kernel.shared_size_bytes
+        kernel(grid, block, args, shared_mem=shared_bytes)
 
 
 class CupyLauncher:

@@ -87,8 +87,9 @@ IMAGE = np.dtype(_struct("origin", "batch", "channel", "line", "cross"))
 TAPS = np.dtype(_struct("origin", "batch", "group", "tap", "line", "cross"))
 LINE = np.dtype(_struct("batch", "channel", "cross"))
 SCAN = np.dtype(_struct("batch", "channels", "channels_per_group", "lines", "width", "chunk", "along"))
+BANDS = np.dtype(_struct("count", "rows", "units"))
 GEOMETRY = np.dtype(
-    [("scan", SCAN)]
+    [("scan", SCAN), ("bands", BANDS)]
     + [(name, IMAGE) for name in ("x", "lam", "h", "dh", "g", "dx", "dlam")]
     + [(name, TAPS) for name in ("weight", "dweight")]
     + [(name, LINE) for name in ("first", "last")]
@@ -244,4 +245,97 @@ def line_scan_gradients(
         workspace=0,
         bytes_moved=_bytes(g, x if dlam is not None else None, lam, h, h0, dx, dlam, dweight),
         reason="a thread per pixel of a group, channels summed in order",
+    )
+
+
+# --- tiles ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The specialisation of ``cuda/line_scan_tiles.cu``: how lanes, warps and tiles lie over a slice."""
+
+    rows: int  # rows a lane carries
+    channels: int  # channels a lane carries, which share their weights
+    warps: int  # warps of a block
+    lines: int  # lines of a tile
+    halo: int  # rows that a warp shares with each neighbour; 0: a warp holds whole slices
+    stages: int  # tiles in the ring
+    group: int  # lines a lane loads at once
+
+
+def tiles_plan(
+    limits: DeviceLimits,
+    tiles: Tiles,
+    direction: str,
+    chunk: int | None,
+    x: Layout,
+    weight: Layout,
+    lam: Layout | None,
+    h0: Layout | None,
+    h: Layout,
+    h_last: Layout | None,
+    reason: str = "",
+) -> LaunchPlan:
+    """Plan the tile kernel in a given shape."""
+    arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
+    geometry = _geometry(direction, chunk, x, weight.shape[1], arrays)
+    geometry.flags.writeable = True
+    vector = 16 // x.itemsize
+    along = direction in HORIZONTAL
+    width = int(geometry["scan"]["width"])
+    units = x.shape[0] * x.shape[1] // tiles.channels
+    warp_rows = 32 * tiles.rows
+    block_rows = (tiles.warps - 1) * (warp_rows - 2 * tiles.halo) + warp_rows
+    slots = block_rows if along else block_rows // vector
+    array_vectors = block_rows * (tiles.lines // vector + 1) if along else tiles.lines * slots
+    arrays_staged = 3 + tiles.channels * (1 if lam is None else 2)
+    shared = tiles.stages * arrays_staged * array_vectors * 16 + slots * 32
+    if along and tiles.warps > 1:
+        shared += tiles.channels * array_vectors * 16
+    if tiles.halo:
+        shared += tiles.channels * block_rows * 4
+        owned = block_rows - 2 * tiles.halo
+        count = -(-width // owned)
+        step = math.lcm(tiles.rows, 1 if along else vector)
+        band_rows = -(-(-(-width // count)) // step) * step
+        blocks = min(
+            limits.shared_bytes_per_multiprocessor // (shared + 1024),
+            65536 // (256 * 32 * tiles.warps),
+        )
+        resident = blocks * limits.multiprocessors
+        concurrent = units if count == 1 else min(units, resident // count)
+        geometry["bands"] = (count, band_rows, 1)
+        grid = concurrent * count
+    else:
+        per_block = warp_rows // width
+        geometry["bands"] = (1, width, per_block)
+        count, grid = 1, -(-units // per_block)
+    geometry.flags.writeable = False
+    defines = {
+        "SCALAR": x.c_name,
+        "STATE": "float",
+        "ALONG": int(along),
+        "REVERSED": int(direction == "right_to_left"),
+        "HAS_LAM": int(lam is not None),
+        "ROWS": tiles.rows,
+        "CHANNELS": tiles.channels,
+        "WARPS": tiles.warps,
+        "LINES": tiles.lines,
+        "HALO": tiles.halo,
+        "STAGES": tiles.stages,
+        "GROUP": vector if along else tiles.group,
+    }
+    return LaunchPlan(
+        spec=KernelSpec(
+            "line_scan_tiles.cu", "line_scan_tiles", tuple((name, str(value)) for name, value in defines.items())
+        ),
+        grid=(grid, 1, 1),
+        block=(32 * tiles.warps, 1, 1),
+        shared_bytes=shared,
+        geometry=geometry,
+        workspace=grid * 4 * tiles.channels * tiles.halo if count > 1 else 0,
+        bytes_moved=_bytes(x, weight, lam, h0, h, h_last),
+        reason=reason,
+        cooperative=count > 1,
     )

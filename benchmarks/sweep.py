@@ -1,0 +1,201 @@
+"""Time shapes of the tile kernel against the plain kernel and an equal-bytes copy, on a GPU; correct results only.
+
+    python -m benchmarks.sweep --seconds 60 --output FILE.json [--shapes NAME …]
+"""
+
+import argparse
+import itertools
+import json
+import random
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import cupy as cp
+
+from gspn2_cupy import _device, _launch, _plan
+
+SHAPES = {
+    "batch": (16, 8, 1024, 1024),
+    "one_1k": (1, 8, 1024, 1024),
+    "one_4k": (1, 8, 4096, 4096),
+    "vit_56": (32, 96, 56, 56),
+    "vit_14": (32, 384, 14, 14),
+    "wide_32": (32, 1152, 32, 32),
+    "latent_128": (8, 64, 128, 128),
+    "two_2k": (2, 16, 2048, 2048),
+    "huge_16k": (1, 4, 16384, 16384),
+}
+
+
+def timed(run, sets, repeats=7):
+    """Median milliseconds of run(set), rotating over the sets, several calls between two events."""
+    for s in sets[:2]:
+        run(s)
+    cp.cuda.Device().synchronize()
+    start, stop = cp.cuda.Event(), cp.cuda.Event()
+    start.record()
+    run(sets[0])
+    stop.record()
+    stop.synchronize()
+    once = cp.cuda.get_elapsed_time(start, stop)
+    calls = max(1, min(50, int(4 / max(once, 1e-3))))
+    order = itertools.cycle(sets)
+    times = []
+    for _ in range(repeats):
+        start.record()
+        for _ in range(calls):
+            run(next(order))
+        stop.record()
+        stop.synchronize()
+        times.append(cp.cuda.get_elapsed_time(start, stop) / calls)
+    return sorted(times)[len(times) // 2]
+
+
+def candidates(shape, direction, dtype, groups, width):
+    """Shapes of the tile kernel worth a try, by hand rather than by product: a compilation takes a second."""
+    vector = 16 // cp.dtype(dtype).itemsize
+    along = direction in _plan.HORIZONTAL
+    per_group = shape[1] // groups
+    channels = [c for c in (1, 2, 4) if per_group % c == 0]
+    if along:
+        grid = itertools.product((4,), channels, (1, 2, 3), (2 * vector, 4 * vector), (2, 3), (2,))
+    else:
+        grid = itertools.product((vector,), channels, (1, 2, 4), (4, 8), (3, 4, 6), (2,))
+    for rows, c, warps, lines, stages, group in grid:
+        if width <= 32 * rows:
+            if warps == 1:
+                for small in {rows, *((rows // 2,) if along else ())}:
+                    if width % small == 0 and width <= 32 * small:
+                        yield _plan.Tiles(small, c, 1, lines, 0, stages, group)
+        else:
+            for halo in {lines, 16, 32} if not along else {lines}:
+                if halo % lines == 0 and halo % rows == 0 and halo % vector == 0 and 32 * rows - 2 * halo >= 32:
+                    yield _plan.Tiles(rows, c, warps, lines, halo, stages, group)
+
+
+def compile_one(spec):
+    _launch.CupyKernel(spec, None)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--output")
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
+    parser.add_argument("--directions", nargs="*", default=["left_to_right", "top_to_bottom"])
+    parser.add_argument("--cases", nargs="*", default=["float32 PC", "bfloat16 SH"])
+    options = parser.parse_args()
+    launcher = _launch.cupy_launcher(0)
+    print(launcher.limits)
+    records = []
+    cases = list(itertools.product(options.shapes, options.cases, options.directions))
+    started = time.time()
+    specs = {plan.spec for case in cases for _, plan in plans(launcher.limits, *case)}
+    with ProcessPoolExecutor(14, mp_context=get_context("spawn")) as pool:
+        list(pool.map(compile_one, specs, chunksize=4))
+    print(f"compiled {len(specs)} in {time.time() - started:.0f} s", flush=True)
+    deadline = time.time() + options.seconds
+    for left, (name, case, direction) in zip(range(len(cases), 0, -1), cases, strict=True):
+        budget = (deadline - time.time()) / left
+        records += sweep(launcher, name, case, direction, time.time() + budget)
+        if options.output:
+            with open(options.output, "w") as file:
+                json.dump(records, file)
+    return records
+
+
+def arrays(shape, dtype, groups):
+    batch, channels, height, width = shape
+    make = lambda s: cp.random.random(s, dtype="float32").astype(dtype)  # noqa: E731
+    weight = make((batch, groups, 3, height, width))
+    weight *= cp.asarray(0.33, weight.dtype)
+    return make(shape), weight, make(shape), cp.empty(shape, dtype)
+
+
+def data_type(name):
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return ml_dtypes.bfloat16
+    return name
+
+
+def plans(limits, name, case, direction):
+    """The candidates of a case that fit the device, with their plans."""
+    dtype, sharing = case.split()
+    batch, channels, height, width = shape = SHAPES[name]
+    groups = channels if sharing == "PC" else 1
+    kind = _device.data_type(cp.dtype(data_type(dtype)))
+
+    def layout(*shape):
+        strides = [1]
+        for size in shape[:0:-1]:
+            strides.insert(0, strides[0] * size)
+        return _plan.Layout(shape, tuple(strides), kind.c_name, kind.itemsize)
+
+    x, weight = layout(*shape), layout(batch, groups, 3, height, width)
+    if direction in _plan.HORIZONTAL and width * kind.itemsize % 16 or width * kind.itemsize % 16:
+        return
+    across = height if direction in _plan.HORIZONTAL else width
+    for tiles in candidates(shape, direction, data_type(dtype), groups, across):
+        plan = _plan.tiles_plan(limits, tiles, direction, None, x, weight, x, None, x, None)
+        if 30000 < plan.shared_bytes <= limits.shared_bytes_per_block and plan.grid[0] > 0:
+            yield tiles, plan
+
+
+def sweep(launcher, name, case, direction, deadline):
+    dtype, sharing = case.split()
+    dtype = data_type(dtype)
+    shape = SHAPES[name]
+    groups = shape[1] if sharing == "PC" else 1
+    itemsize = cp.dtype(dtype).itemsize
+    elements = shape[0] * shape[2] * shape[3] * (3 * shape[1] + 3 * groups)
+    count = max(1, min(16, int(3e8 // (elements * itemsize)) + 1))
+    sets = [arrays(shape, dtype, groups) for _ in range(count)]
+    moved = elements * itemsize
+    half = [(cp.empty(moved // 2, "int8"), cp.empty(moved // 2, "int8")) for _ in range(count)]
+    copy = timed(lambda s: cp.copyto(s[1], s[0]), half)
+    del half
+    x, weight, lam, h = sets[0]
+    expected = cp.empty_like(x)
+    _device._scan(launcher, x, weight, lam, None, expected, None, direction, None)
+    plain = timed(lambda s: _device._scan(launcher, *s[:3], None, s[3], None, direction, None), sets, 3)
+    print(f"\n{name} {case} {direction}: {moved / 1e6:.1f} MB, copy {copy * 1e3:.1f} us = {moved / copy / 1e9:.2f} TB/s, "
+          f"plain {plain * 1e3:.1f} us score {copy / plain:.2f}", flush=True)
+    records = [dict(shape=name, case=case, direction=direction, copy=copy, plain=plain, moved=moved)]
+    results = []
+    tried = list(plans(launcher.limits, name, case, direction))
+    random.Random(0).shuffle(tried)
+    for tiles, plan in tried:
+        if time.time() > deadline:
+            break
+        mail = cp.zeros(max(plan.workspace, 1), "uint64")
+
+        def run(s, plan=plan, mail=mail):
+            if plan.workspace:
+                mail.data.memset_async(0, mail.nbytes)
+            _launch.run(launcher, plan, s[0], s[1], s[2], None, s[3], None, mail if plan.workspace else None)
+
+        try:
+            h.view("uint8").fill(255)
+            run(sets[0])
+            wrong = int((h.view("uint8") != expected.view("uint8")).sum())
+            ms = timed(run, sets, 3)
+        except Exception as error:  # a shape that does not launch is a result too
+            print("  failed", tiles, type(error).__name__, str(error)[:200], flush=True)
+            continue
+        if wrong:
+            print("  WRONG", wrong, tiles, plan.grid, flush=True)
+            continue
+        results.append((ms, tiles, plan))
+        records.append(dict(shape=name, case=case, direction=direction, ms=ms, score=copy / ms, grid=plan.grid[0],
+                            shared=plan.shared_bytes, tiles=vars(tiles)))
+    for ms, tiles, plan in sorted(results, key=lambda r: r[0])[:5]:
+        print(f"  {ms * 1e3:8.1f} us score {copy / ms:.2f} {tiles} grid={plan.grid[0]} shared={plan.shared_bytes}")
+    print(f"  tried {len(results)} of {len(tried)}", flush=True)
+    return records
+
+
+if __name__ == "__main__":
+    main()
