@@ -242,8 +242,9 @@ def _adopt_jax(array: Any) -> tuple[Array, Device] | Refusal:
 
 def _restore_jax(array: Array, like: Any) -> Any:
     jax = sys.modules["jax"]
-    if array.dtype == np.float64 and not jax.config.jax_enable_x64:  # JAX would silently make it float32
-        with (getattr(jax, "enable_x64", None) or jax.experimental.enable_x64)(True):
+    if array.dtype == np.float64 and not jax.config.jax_enable_x64:  # or JAX makes it float32
+        enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+        with enable_x64(True):
             return _restore_jax(array, like)
     if isinstance(array, np.ndarray):
         (device,) = like.devices()

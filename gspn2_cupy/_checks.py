@@ -96,6 +96,8 @@ def _shown(value: object) -> str:
 
 
 def _type_name(value: object) -> str:
+    if value is None:
+        return "None"
     cls = type(value)
     return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__name__}"
 

@@ -10,11 +10,11 @@ import inspect
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
+from stand_ins import CudaArray
 
 import gspn2_cupy
 from gspn2_cupy import _arrays, _checks
@@ -33,19 +33,6 @@ UNIT_NEEDS = 'needs must be None or a tuple, list or set of names among "x", "we
 
 def zeros(*shape, dtype="float32"):
     return np.zeros(shape, dtype)
-
-
-class CudaArray:
-    """Stands for a cupy.ndarray where there is no GPU: all that is looked at before a launch."""
-
-    def __init__(self, *shape, dtype="float32", device=0, address=0):
-        twin = np.empty(shape, dtype)
-        self.shape, self.dtype, self.strides, self.size = twin.shape, twin.dtype, twin.strides, twin.size
-        self.flags = twin.flags
-        self.data = SimpleNamespace(device_id=device, ptr=address)
-
-
-CudaArray.__module__, CudaArray.__name__ = "cupy", "ndarray"
 
 
 # Right arguments of every function: B, C, H, W = 2, 6, 8, 9, two groups, float32.
@@ -104,15 +91,15 @@ BUFFER = zeros(2, 12, 8, 9)
 
 CASES = [
     # not an array
-    scan(f"TypeError: x must {ARRAY}; got NoneType", x=None),
+    scan(f"TypeError: x must {ARRAY}; got None", x=None),
     scan(f"TypeError: x must {ARRAY}; got list", x=[[1.0]]),
     scan(f"TypeError: x must {ARRAY}; got float", x=1.0),
     scan(f"TypeError: x must {ARRAY}; got numpy.float32", x=np.float32(1)),
-    scan(f"TypeError: weight must {ARRAY}; got NoneType", weight=None),
+    scan(f"TypeError: weight must {ARRAY}; got None", weight=None),
     scan(f"TypeError: lam must {ARRAY}; got float", lam=1.0),
     scan(f"TypeError: h0 must {ARRAY}; got int", h0=0),
     scan(f"TypeError: out must {ARRAY}; got list", out=[]),
-    scan_backward(f"TypeError: dh must {ARRAY}; got NoneType", dh=None),
+    scan_backward(f"TypeError: dh must {ARRAY}; got None", dh=None),
     unit(f"TypeError: merge must {ARRAY}; got list", merge=[1.0] * 4),
     unit_backward(f"TypeError: states must {ARRAY}; got str", states="no"),
     scan(f"TypeError: x must be a plain array, not of a subclass; got {type(MASKED).__module__}.MaskedArray", x=MASKED),
