@@ -156,16 +156,17 @@ def test_hidden_lines_without_a_next_line_are_never_used(backend, direction, chu
 @every_direction
 @pytest.mark.parametrize("where", ["dh", "x", "weight", "lam", "h", "dh_last", "h0"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity_propagate(backend, direction, where, value):
+@pytest.mark.parametrize("chunk", [None, 3])  # the bad element stands behind a chunk's first line, whose dw stays 0
+def test_nan_and_infinity_propagate(backend, direction, where, value, chunk):
     # 8 x 9: the cone of one bad element reaches neither all pixels nor only its own line
     case = make_scan((1, 2, 8, 9), direction, h0=True, dh_last=True)
-    h = forward(backend, case)
+    h = forward(backend, case, chunk)
     bad = h if where == "h" else getattr(case, where)
     bad[(0, 1, 4) if bad.ndim == 3 else (0, 0, 1, 4, 4) if where == "weight" else (0, 1, 4, 4)] = value
-    grads = backward(backend, case, h)
+    grads = backward(backend, case, h, chunk=chunk)
     with np.errstate(all="ignore"):
         truth = loops.line_scan_backward(
-            case.dh, case.x, case.weight, case.lam, h, **case.options(), dh_last=case.dh_last
+            case.dh, case.x, case.weight, case.lam, h, **case.options(chunk), dh_last=case.dh_last
         )
     assert any(np.isfinite(t).any() for t in truth)
     assert not all(np.isfinite(t).all() for t in truth)
