@@ -8,7 +8,7 @@ import pytest
 from helpers import DTYPES, assert_same_bits, make_scan
 
 import gspn2_cupy
-from gspn2_cupy import _arrays
+from gspn2_cupy import ALL_DIRECTIONS, _arrays
 
 
 @pytest.fixture
@@ -92,6 +92,29 @@ def test_torch_strides_pass_without_a_copy(torch):
         out = torch.full_like(x, torch.nan)  # with the strides of x
         assert gspn2_cupy.line_scan(x, weight, direction="left_to_right", out=out) is out
         assert_same_bits(out.contiguous().numpy(), expected)
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+def test_torch_takes_results_of_every_direction(torch, direction):
+    """PyTorch takes no negative strides, so no result may come as a flipped view."""
+    scan = make_scan((2, 4, 5, 6), direction, groups=2, h0=True, dh_last=True)
+    arrays = {"x": scan.x, "weight": scan.weight, "lam": scan.lam, "h0": scan.h0}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    upstream = {"dh": scan.dh, "dh_last": scan.dh_last}
+    for results, expected in (
+        (
+            gspn2_cupy.line_scan(**tensors, direction=direction, return_last=True),
+            gspn2_cupy.line_scan(**arrays, direction=direction, return_last=True),
+        ),
+        (
+            gspn2_cupy.line_scan_backward(
+                **tensors, **{name: torch.from_numpy(array) for name, array in upstream.items()}, direction=direction
+            ),
+            gspn2_cupy.line_scan_backward(**arrays, **upstream, direction=direction),
+        ),
+    ):
+        for result, wanted in zip(results, expected, strict=True):
+            assert_same_bits(result.numpy(), wanted)
 
 
 def test_torch_out_may_not_be_an_input_nor_repeat_itself(torch):
