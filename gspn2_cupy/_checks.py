@@ -194,9 +194,6 @@ def _remembered(check: Callable[..., DataType]) -> Callable[..., DataType]:
     return remembered
 
 
-_Shape: TypeAlias = Sequence[int | str]  # a letter stands for any extent, a first "..." for any leading axes
-
-
 class _Given:
     """The arrays of a call as they were given, adopted, and by their signatures; the one that leads comes first."""
 
@@ -221,8 +218,9 @@ class _Given:
 
     def call(self, dtype: DataType, **options: Any) -> Call:
         """Make the call, once its arrays' data type is known."""
-        if self.given.get("out") is not None:
-            _check_out_memory(self.arrays)
+        given_out = self.given.get("out")
+        if given_out is not None:
+            _check_out_memory(self.arrays["out"], self.arrays)
         leader, like = next(iter(self.given.items()))
         library, _, _, device = self.signatures[leader]
         return Call(
@@ -232,8 +230,11 @@ class _Given:
             device=device,
             _library=library,
             _like=like,
-            _given_out=self.given.get("out"),
+            _given_out=given_out,
         )
+
+
+_Shape: TypeAlias = Sequence[int | str]  # a letter stands for any extent, a first "..." for any leading axes
 
 
 def _text(shape: _Shape) -> str:
@@ -287,8 +288,7 @@ def _place(device: Device) -> str:
     return "the CPU" if device[0] == "cpu" else f"{device[0]}:{device[1]}"
 
 
-def _leader(name: str, array: _Signature | None, shape: _Shape, note: str = "") -> _Leader:
-    assert array is not None  # only optional arrays can be None
+def _leader(name: str, array: _Signature, shape: _Shape, note: str = "") -> _Leader:
     dtype = data_type(array.dtype)
     if dtype is None:
         raise TypeError(_must(name, f"be {DATA_TYPES}", array.dtype))
@@ -302,8 +302,7 @@ def _divides(groups: int, channels: int) -> bool:
     return channels % groups == 0 if groups else channels == 0
 
 
-def _check_weight(leader: _Leader, weight: _Signature | None, lead: tuple[int, ...], note: str = "") -> None:
-    assert weight is not None
+def _check_weight(leader: _Leader, weight: _Signature, lead: tuple[int, ...], note: str = "") -> None:
     _, channels, height, width = leader.signature.shape
     groups = weight.shape[-4] if len(weight.shape) > 3 else 0
     shape: _Shape = (*lead, "G", 3, height, width)
@@ -315,10 +314,7 @@ def _check_out_library(out: _Signature | None) -> None:
         raise TypeError(_must("out", "be of a library with mutable arrays", f"one of {out.library.name}"))
 
 
-def _check_out_memory(arrays: dict[str, Array]) -> None:
-    out = arrays["out"]
-    if out is None:
-        return
+def _check_out_memory(out: Array, arrays: dict[str, Array]) -> None:
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError(_must("out", "be writable", "a read-only array"))
     if overlaps_itself(out):
