@@ -204,8 +204,9 @@ def backend(request):
         case "reference":
             yield Backend(functions)
         case "emulator":
-            from emulator import emulated
+            from emulator import emulated, require
 
+            require()
             number = zlib.crc32(request.node.nodeid.encode()) + int(os.environ.get("GSPN2_EMULATOR_SEED", "0"))
             seed, schedule = number % 10_000, SCHEDULES[number // 10_000 % len(SCHEDULES)]
             print(f"emulated(seed={seed}, schedule={schedule!r}, detect=True)")  # shown when the test fails

@@ -158,8 +158,8 @@ def test_hidden_lines_without_a_next_line_are_never_used(backend, direction, chu
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("chunk", [None, 3])  # the bad element stands behind a chunk's first line, whose dw stays 0
 def test_nan_and_infinity_propagate(backend, direction, where, value, chunk):
-    # 8 x 9: the cone of one bad element reaches neither all pixels nor only its own line
-    case = make_scan((1, 2, 8, 9), direction, h0=True, dh_last=True)
+    # 9 x 9: the cone of one bad element in the middle reaches neither all pixels nor only its own line
+    case = make_scan((1, 2, 9, 9), direction, h0=True, dh_last=True)
     h = forward(backend, case, chunk)
     bad = h if where == "h" else getattr(case, where)
     bad[(0, 1, 4) if bad.ndim == 3 else (0, 0, 1, 4, 4) if where == "weight" else (0, 1, 4, 4)] = value
