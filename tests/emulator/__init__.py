@@ -1,10 +1,10 @@
 """Runs the library's CUDA sources on the CPU, under a fault detector. docs/emulator.md says how, and what it cannot show.
 
-    from emulator import emulated
+from emulator import emulated
 
-    with emulated(seed=0, schedule="random", detect=True) as device:
-        h = gspn2_cupy.line_scan(x, weight, lam, direction="left_to_right")  # NumPy arrays in and out
-    assert device.launches > 0
+with emulated(seed=0, schedule="random", detect=True) as device:
+    h = gspn2_cupy.line_scan(x, weight, lam, direction="left_to_right")  # NumPy arrays in and out
+assert device.launches > 0
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gspn2_cupy import _launch
+from gspn2_cupy._plan import KernelSpec
 
-from ._build import EmulatorUnavailableError, KernelBuildError, run, toolchain
+from ._build import HERE, EmulatorUnavailableError, KernelBuildError, run, toolchain
 from ._faults import (
     AddressFault,
     AsyncCopyFault,
@@ -46,6 +47,7 @@ __all__ = [
     "EmulatorFault",
     "EmulatorUnavailableError",
     "KernelBuildError",
+    "KernelSpec",
     "LaunchRefused",
     "Misaligned",
     "OutOfBounds",
@@ -53,6 +55,7 @@ __all__ = [
     "UndefinedBehaviour",
     "UninitialisedRead",
     "emulated",
+    "require",
     "run_sanitized",
     "why_unavailable",
 ]
@@ -84,11 +87,30 @@ def why_unavailable() -> str | None:
     return None
 
 
+def require() -> None:
+    """Skip the test that runs, with the reason, if the emulator cannot run here; in CI, fail it."""
+    import pytest
+
+    reason = why_unavailable()
+    if reason and os.environ.get("CI"):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
 def run_sanitized(arguments: list[str], **options) -> subprocess.CompletedProcess[str]:
     """Run Python on `arguments`, such as ["-m", "pytest", …], in a process where `emulated(sanitize=True)` works."""
     libasan = run([toolchain().compiler, "-print-file-name=libasan.so"]).strip()
-    settings = "detect_leaks=0:halt_on_error=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0:handle_sigfpe=0"
-    environment = {**os.environ, "LD_PRELOAD": libasan, "ASAN_OPTIONS": settings}
+    settings = (
+        "detect_leaks=0:halt_on_error=0:allocator_may_return_null=1:handle_segv=0:handle_sigbus=0:handle_sigfpe=0"
+    )
+    paths = [str(HERE.parent), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": libasan,
+        "ASAN_OPTIONS": settings,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
     return subprocess.run(
         [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False, **options
     )

@@ -23,6 +23,7 @@ DEVICE, RUNTIME = HERE / "device", HERE / "runtime"
 COMMON = (
     "-std=c++17",
     "-g1",  # lines, for reports
+    "-gdwarf-4",  # addr2line mistakes some of g++'s file numbers in version 5
     "-fPIC",
     "-ffp-contract=off",  # kernels say fma where they mean it
     "-fno-math-errno",
@@ -30,6 +31,9 @@ COMMON = (
     "-fno-exceptions",
     "-fno-gnu-unique",  # static shared memory of a template is each library's own
     "-fno-threadsafe-statics",
+    "-fvisibility=hidden",  # with the next two and --gc-sections: only what this kernel uses stays in
+    "-ffunction-sections",
+    "-fdata-sections",
     "-Wall",
     "-Wno-unknown-pragmas",  # unroll
 )
@@ -107,7 +111,7 @@ def cache_folder() -> Path:
 
 def run(command: list[str]) -> str:
     # A preloaded sanitizer is for Python and the kernels, not for the compiler.
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"} | {"LC_ALL": "C"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise KernelBuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
@@ -165,6 +169,17 @@ def includes(tools: Toolchain) -> tuple[str, ...]:
     return (f"-I{DEVICE}", "-isystem", str(tools.headers))
 
 
+def state_of(sources: Path) -> tuple[tuple[Path, int, int], ...]:
+    """Return the files that kernels may include, with time and size: equal states have been hashed before."""
+    files = sorted(p for p in sources.iterdir() if p.suffix in {".cu", ".cuh", ".hpp", ".h"})
+    return tuple((p, p.stat().st_mtime_ns, p.stat().st_size) for p in files)
+
+
+@cache
+def sources_digest(state: tuple[tuple[Path, int, int], ...]) -> str:
+    return digest(*(path for path, _, _ in state))
+
+
 def build_kernel(sources: Path, source: str, entry: str, defines: tuple[tuple[str, str], ...], variant: str) -> Path:
     """Return the shared library of one kernel, built if need be."""
     tools = toolchain()
@@ -172,9 +187,8 @@ def build_kernel(sources: Path, source: str, entry: str, defines: tuple[tuple[st
     text = "".join(f"#define {name} {value}\n" for name, value in (("GSPN2_EMULATED", "1"), *defines))
     text += f'#include "{sources / source}"\nEMULATOR_ENTRY({entry})\n'
     flags = (*tools.flags(variant), *includes(tools), f"-I{sources}")
-    files = sorted(p for p in sources.rglob("*") if p.suffix in {".cu", ".cuh", ".hpp", ".h"})
     runtime = build_runtime()
-    key = digest(text, tools.version, *flags, runtime.name, *device_headers(), *files)
+    key = digest(text, runtime.name, prelude(variant).parent.name, *flags, sources_digest(state_of(sources)))
     target = tools.cache / f"{entry}-{variant}-{key}.so"
     if target.exists():
         return target
@@ -185,7 +199,7 @@ def build_kernel(sources: Path, source: str, entry: str, defines: tuple[tuple[st
         header = ("-include", str(prelude(variant)))
         run([tools.compiler, *flags, *header, "-c", str(unit), "-o", str(compiled)])
         # Linked without -fsanitize: the runtime stands in for libtsan, and libasan is preloaded.
-        linker = (f"-Wl,{wrapped}", "-Wl,-Bsymbolic", f"-Wl,-rpath,{tools.cache}")
+        linker = (f"-Wl,{wrapped}", "-Wl,--gc-sections", "-Wl,-Bsymbolic", f"-Wl,-rpath,{tools.cache}")
         run([tools.compiler, "-shared", str(compiled), str(runtime), *linker, "-o", str(partial)])
     return target
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from ._build import HERE
 
 
-class EmulatorFault(RuntimeError):  # noqa: N818 - "fault" says what it is
+class EmulatorFault(RuntimeError):
     """A kernel did what a GPU kernel must not do. `kind` is the word by which the runtime knows it."""
 
     kind = "fault"
@@ -83,16 +84,19 @@ class LaunchRefused(EmulatorFault):
 
 
 FAULTS = {fault.kind: fault for fault in EmulatorFault.__subclasses__()}
-CODE = re.compile(r"<code ([0-9a-f]+)>")
 
 
 def make_fault(report: str, library: Path, heading: str) -> EmulatorFault:
     """Return the exception of a runtime's report, "kind", newline, text."""
     kind, _, text = report.partition("\n")
-    text = CODE.sub(lambda match: source_line(library, match[1]), text)
+    text = text.partition("Shadow bytes around")[0]  # of AddressSanitizer's reports, the part that says something
+    text = re.sub(
+        rf"(?:<code |\({re.escape(str(library))}\+0x)([0-9a-f]+)[>)]", lambda m: source_line(library, m[1]), text
+    )
     return FAULTS[kind](f"{heading}\n{text}")
 
 
+@cache
 def source_line(library: Path, offset: str) -> str:
     """Return "file:line (function)" of the kernel's code at an offset, outside of headers that are not the kernel's."""
     tool = shutil.which("addr2line")

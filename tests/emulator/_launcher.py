@@ -251,7 +251,7 @@ def check_arguments(parameters, args, refuse) -> tuple[dict[int, np.ndarray], di
             struct = np.asarray(value)
             if struct.ndim or struct.dtype.names is None:
                 refuse(f"argument {i} must be a zero-dimensional structured array; got {value!r}")
-            if any(struct.dtype[name] != np.int64 for name in struct.dtype.names):
+            if not all(leaf == np.int64 for leaf in leaves(struct.dtype)):
                 refuse(f"argument {i}: every field of a struct must be int64 (long long); got {struct.dtype}")
             if struct.itemsize != int(parameter[1]):
                 refuse(f"argument {i}: the kernel's struct has {parameter[1]} bytes; got {struct.itemsize}")
@@ -270,6 +270,14 @@ def check_arguments(parameters, args, refuse) -> tuple[dict[int, np.ndarray], di
         else:
             refuse(f"parameter {i} of the kernel is neither a pointer nor a plain struct")
     return arrays, structs
+
+
+def leaves(dtype: np.dtype):
+    """Yield the types of a struct's fields, those of nested structs included."""
+    if dtype.names is None:
+        yield dtype
+    for name in dtype.names or ():
+        yield from leaves(dtype[name])
 
 
 def with_limits(limits: DeviceLimits | dict | None) -> DeviceLimits:

@@ -18,10 +18,10 @@ using Operand = std::common_type_t<T>;
 
 }  // namespace emulator
 
-#define EMULATOR_ATOMIC(name, expression)                                                           \
-  template <typename T>                                                                             \
-  inline T name(T* address, emulator::Operand<T> value) {                                           \
-    return emulator::atomic_update(                                                                 \
+#define EMULATOR_ATOMIC(name, expression)                                                             \
+  template <typename T>                                                                               \
+  inline T name(T* address, emulator::Operand<T> value) {                                             \
+    return emulator::atomic_update(                                                                   \
         address, [value](T before) __attribute__((no_sanitize("thread"))) { return T(expression); }); \
   }
 
@@ -42,9 +42,8 @@ inline T atomicExch(T* address, emulator::Operand<T> value) {
 
 template <typename T>
 inline T atomicCAS(T* address, emulator::Operand<T> expected, emulator::Operand<T> desired) {
-  return emulator::atomic_update(address, [=](T before) __attribute__((no_sanitize("thread"))) {
-    return before == expected ? desired : before;
-  });
+  return emulator::atomic_update(
+      address, [=](T before) __attribute__((no_sanitize("thread"))) { return before == expected ? desired : before; });
 }
 
 // One OS thread runs everything in program order: a fence has nothing to do, and none is ever seen to be missing.

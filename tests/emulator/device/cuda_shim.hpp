@@ -22,8 +22,9 @@
 #undef __noinline__
 #define __global__ __attribute__((noinline))
 #define __constant__ const
-// One copy per OS thread, and all fibers share theirs: exactly the block's static shared memory.
-#define __shared__ thread_local
+// One copy per OS thread, and all fibers share theirs: exactly the block's static shared memory. An initialiser is an
+// error, as in nvcc, and there is no hidden flag that says whether one has run.
+#define __shared__ __constinit thread_local
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __restrict__ __restrict

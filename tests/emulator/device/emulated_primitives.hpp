@@ -22,7 +22,9 @@ inline void copy_async_4(void* shared, const void* global, int valid_bytes = 4, 
   emulator::copy_async(shared, global, 4, static_cast<size_t>(valid_bytes), {file, line});
 }
 
-inline void copy_async_commit() { emulator::copy_async_commit(); }
+inline void copy_async_commit() {
+  emulator::copy_async_commit();
+}
 
 // Waits until all but the kGroupsLeft youngest groups of this thread's copies are done.
 template <int kGroupsLeft>
@@ -32,7 +34,9 @@ inline void copy_async_wait(EMULATOR_SITE) {
 
 // A relaxed 8-byte store that other blocks of a cooperative launch see whole, and the wait for a word whose high half
 // is `tag`. Neither orders any other memory.
-inline void publish(unsigned long long* slot, unsigned long long value) { emulator::publish(slot, value); }
+inline void publish(unsigned long long* slot, unsigned long long value) {
+  emulator::publish(slot, value);
+}
 inline unsigned long long await_tag(const unsigned long long* slot, unsigned tag, EMULATOR_SITE) {
   return emulator::await_tag(slot, tag, {file, line});
 }

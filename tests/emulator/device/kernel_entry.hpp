@@ -28,8 +28,7 @@ template <typename P>
 std::string parameter_name() {
   if constexpr (std::is_pointer_v<P>) {
     using T = std::remove_pointer_t<P>;
-    return std::string("pointer ") + (std::is_const_v<T> ? "const " : "mutable ") +
-           element_name<std::remove_cv_t<T>>();
+    return std::string("pointer ") + (std::is_const_v<T> ? "const " : "mutable ") + element_name<std::remove_cv_t<T>>();
   } else if constexpr (std::is_class_v<P> && std::is_trivially_copyable_v<P>) {
     return "struct " + std::to_string(sizeof(P));
   } else {
@@ -54,7 +53,7 @@ struct Entry<void (*)(P...)> {
   // Not instrumented: the argument array is the launcher's memory, which kernels may not touch.
   template <size_t... I>
   __attribute__((no_sanitize("thread", "address"))) static void unpack(void (*kernel)(P...), void** arguments,
-                                                                     std::index_sequence<I...>) {
+                                                                       std::index_sequence<I...>) {
     kernel(*static_cast<P*>(arguments[I])...);
   }
 
@@ -68,11 +67,15 @@ inline thread_local char touched;
 
 }  // namespace emulator
 
-#define EMULATOR_ENTRY(kernel)                                                                              \
-  extern "C" __attribute__((no_sanitize("thread", "address"))) void emulator_touch() {                      \
-    *const_cast<volatile char*>(&emulator::touched) = 1;                                                    \
-  }                                                                                                         \
-  extern "C" const char* emulator_signature() { return emulator::Entry<decltype(&kernel)>::signature(); }   \
-  extern "C" __attribute__((no_sanitize("thread", "address"))) void emulator_entry(void** arguments) {      \
-    emulator::Entry<decltype(&kernel)>::call(&kernel, arguments);                                           \
+#define EMULATOR_EXPORT extern "C" __attribute__((visibility("default"), no_sanitize("thread", "address")))
+
+#define EMULATOR_ENTRY(kernel)                                    \
+  EMULATOR_EXPORT void emulator_touch() {                         \
+    *const_cast<volatile char*>(&emulator::touched) = 1;          \
+  }                                                               \
+  EMULATOR_EXPORT const char* emulator_signature() {              \
+    return emulator::Entry<decltype(&kernel)>::signature();       \
+  }                                                               \
+  EMULATOR_EXPORT void emulator_entry(void** arguments) {         \
+    emulator::Entry<decltype(&kernel)>::call(&kernel, arguments); \
   }

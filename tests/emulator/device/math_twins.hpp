@@ -16,26 +16,64 @@ inline std::common_type_t<A, B> min(A a, B b) {
   return C(b) < C(a) ? C(b) : C(a);
 }
 
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __frcp_rn(float a) { return 1.0f / a; }
-inline float __fsqrt_rn(float a) { return sqrtf(a); }
-inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dsub_rn(double a, double b) { return a - b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __drcp_rn(double a) { return 1.0 / a; }
+inline float __fmaf_rn(float a, float b, float c) {
+  return fmaf(a, b, c);
+}
+inline float __fadd_rn(float a, float b) {
+  return a + b;
+}
+inline float __fsub_rn(float a, float b) {
+  return a - b;
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+inline float __frcp_rn(float a) {
+  return 1.0f / a;
+}
+inline float __fsqrt_rn(float a) {
+  return sqrtf(a);
+}
+inline double __fma_rn(double a, double b, double c) {
+  return fma(a, b, c);
+}
+inline double __dadd_rn(double a, double b) {
+  return a + b;
+}
+inline double __dsub_rn(double a, double b) {
+  return a - b;
+}
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline double __ddiv_rn(double a, double b) {
+  return a / b;
+}
+inline double __drcp_rn(double a) {
+  return 1.0 / a;
+}
 
-inline float rsqrtf(float a) { return static_cast<float>(1.0 / sqrt(static_cast<double>(a))); }
-inline double rsqrt(double a) { return 1.0 / sqrt(a); }
-inline float __expf(float a) { return expf(a); }
-inline float __logf(float a) { return logf(a); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float __saturatef(float a) { return fminf(fmaxf(a, 0.0f), 1.0f); }
+inline float rsqrtf(float a) {
+  return static_cast<float>(1.0 / sqrt(static_cast<double>(a)));
+}
+inline double rsqrt(double a) {
+  return 1.0 / sqrt(a);
+}
+inline float __expf(float a) {
+  return expf(a);
+}
+inline float __logf(float a) {
+  return logf(a);
+}
+inline float __fdividef(float a, float b) {
+  return a / b;
+}
+inline float __saturatef(float a) {
+  return fminf(fmaxf(a, 0.0f), 1.0f);
+}
 
 inline __half __hfma(__half a, __half b, __half c) {
   return __double2half(fma(double(__half2float(a)), double(__half2float(b)), double(__half2float(c))));
@@ -54,19 +92,43 @@ inline To bits_as(From value) {
 }
 }  // namespace emulator
 
-inline int __float_as_int(float a) { return emulator::bits_as<int>(a); }
-inline unsigned __float_as_uint(float a) { return emulator::bits_as<unsigned>(a); }
-inline float __int_as_float(int a) { return emulator::bits_as<float>(a); }
-inline float __uint_as_float(unsigned a) { return emulator::bits_as<float>(a); }
-inline long long __double_as_longlong(double a) { return emulator::bits_as<long long>(a); }
-inline double __longlong_as_double(long long a) { return emulator::bits_as<double>(a); }
+inline int __float_as_int(float a) {
+  return emulator::bits_as<int>(a);
+}
+inline unsigned __float_as_uint(float a) {
+  return emulator::bits_as<unsigned>(a);
+}
+inline float __int_as_float(int a) {
+  return emulator::bits_as<float>(a);
+}
+inline float __uint_as_float(unsigned a) {
+  return emulator::bits_as<float>(a);
+}
+inline long long __double_as_longlong(double a) {
+  return emulator::bits_as<long long>(a);
+}
+inline double __longlong_as_double(long long a) {
+  return emulator::bits_as<double>(a);
+}
 
-inline int __popc(unsigned a) { return __builtin_popcount(a); }
-inline int __popcll(unsigned long long a) { return __builtin_popcountll(a); }
-inline int __clz(int a) { return a ? __builtin_clz(static_cast<unsigned>(a)) : 32; }
-inline int __clzll(long long a) { return a ? __builtin_clzll(static_cast<unsigned long long>(a)) : 64; }
-inline int __ffs(int a) { return __builtin_ffs(a); }
-inline int __ffsll(long long a) { return __builtin_ffsll(a); }
+inline int __popc(unsigned a) {
+  return __builtin_popcount(a);
+}
+inline int __popcll(unsigned long long a) {
+  return __builtin_popcountll(a);
+}
+inline int __clz(int a) {
+  return a ? __builtin_clz(static_cast<unsigned>(a)) : 32;
+}
+inline int __clzll(long long a) {
+  return a ? __builtin_clzll(static_cast<unsigned long long>(a)) : 64;
+}
+inline int __ffs(int a) {
+  return __builtin_ffs(a);
+}
+inline int __ffsll(long long a) {
+  return __builtin_ffsll(a);
+}
 
 // Loads and stores with a cache hint.
 template <typename T>

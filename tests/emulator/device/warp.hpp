@@ -1,7 +1,9 @@
 // Barriers, shuffles and votes.
 #pragma once
 
-inline void __syncthreads(EMULATOR_SITE) { emulator::block_barrier(emulator::Barrier::plain, false, {file, line}); }
+inline void __syncthreads(EMULATOR_SITE) {
+  emulator::block_barrier(emulator::Barrier::plain, false, {file, line});
+}
 
 inline int __syncthreads_count(int predicate, EMULATOR_SITE) {
   return emulator::block_barrier(emulator::Barrier::count, predicate != 0, {file, line});
@@ -68,4 +70,6 @@ inline int __all_sync(unsigned mask, int predicate, EMULATOR_SITE) {
   return static_cast<int>(emulator::warp_meeting(kind, mask, predicate != 0, 0, 32, {file, line}));
 }
 
-[[noreturn]] inline void __trap(EMULATOR_SITE) { emulator::trap({file, line}); }
+[[noreturn]] inline void __trap(EMULATOR_SITE) {
+  emulator::trap({file, line});
+}

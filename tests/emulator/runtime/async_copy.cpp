@@ -17,7 +17,9 @@ struct Waiter {
 
 std::vector<Waiter> waiters;
 
-bool carries(unsigned long long word, unsigned tag) { return word >> 32 == tag; }
+bool carries(unsigned long long word, unsigned tag) {
+  return word >> 32 == tag;
+}
 
 void move(PendingCopy& copy) {
   if (copy.moved) return;
@@ -90,8 +92,8 @@ void copy_async_wait(int groups_left, Site) {
 
 void check_copies_done(const Thread& thread) {
   if (thread.copies.empty()) return;
-  note_fault("copy", format("%s returns with %zu asynchronous copies not waited for, the first from %s",
-                            name_of(thread).c_str(), thread.copies.size(), name_of(thread.copies[0].site).c_str()));
+  fail("copy", format("%s returns with %zu asynchronous copies not waited for, the first from %s",
+                      name_of(thread).c_str(), thread.copies.size(), name_of(thread.copies[0].site).c_str()));
 }
 
 void publish(unsigned long long* slot, unsigned long long value) {
@@ -115,6 +117,8 @@ unsigned long long await_tag(const unsigned long long* slot, unsigned tag, Site 
   }
 }
 
-void forget_waiters() { waiters.clear(); }
+void forget_waiters() {
+  waiters.clear();
+}
 
 }  // namespace emulator

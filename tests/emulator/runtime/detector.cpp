@@ -31,6 +31,10 @@ std::string name_of(const Access& access) {
                 access.block / g[0] / g[1]);
 }
 
+const void* code_of(const Access& access) {
+  return reinterpret_cast<const void*>(launch->module.base + access.code);
+}
+
 struct Check {
   Thread& thread;
   Region& region;
@@ -41,25 +45,37 @@ struct Check {
 
   std::string describe() const {
     return format("%s %s%s %zu bytes at byte %td of %s, %s", emulator::name_of(thread).c_str(),
-                  use.atomic ? "atomically " : use.copy ? "asynchronously " : "", use.write ? "writes" : "reads", bytes,
-                  address - region.begin, region.label.c_str(), name_of_code(code).c_str());
+                  use.atomic ? "atomically "
+                  : use.copy ? "asynchronously "
+                             : "",
+                  use.write ? "writes" : "reads", bytes, address - region.begin, region.label.c_str(),
+                  name_of_code(code).c_str());
   }
 
   void check_bytes() const {
     const size_t first = address - region.begin;
     if (address < region.begin || first + bytes > region.bytes) fail("bounds", "outside its memory\n  " + describe());
-    for (size_t i = first; i < first + bytes; ++i) {
-      uint8_t& state = region.state[i];
-      if (!(state & kAccessible)) fail("bounds", "between the elements of a strided array\n  " + describe());
-      if (state & kInFlight && !use.copy)
-        fail("copy", "an asynchronous copy to these bytes has not been waited for\n  " + describe());
-      if (use.write) {
-        if (!(state & kWritable)) fail("bounds", "written through a pointer to read-only memory\n  " + describe());
-        state |= kInitialised;
-      } else if (!(state & kInitialised)) {
-        fail("uninitialised", "read before anything was written there\n  " + describe());
-      }
+    uint8_t* const state = region.state + first;
+    uint8_t all = 0xff, any = 0;
+    for (size_t i = 0; i < bytes; ++i) {
+      all &= state[i];
+      any |= state[i];
     }
+    if (!(all & kAccessible)) fail("bounds", "between the elements of a strided array\n  " + describe());
+    if (any & kInFlight && !use.copy) report_in_flight(state);
+    if (use.write) {
+      if (!(all & kWritable)) fail("bounds", "written through a pointer to read-only memory\n  " + describe());
+      for (size_t i = 0; i < bytes; ++i) state[i] |= kInitialised;
+    } else if (!(all & kInitialised)) {
+      suspect("uninitialised", "read before anything was written there\n  " + describe());
+    }
+  }
+
+  [[noreturn]] void report_in_flight(const uint8_t* state) const {
+    while (!(*state & kInFlight)) ++state;
+    const Access& copy = region.cells[(state - region.state) >> region.granule_log2].write;
+    fail("copy", format("an asynchronous copy to these bytes has not been waited for\n  %s\n  copied by %s, %s",
+                        describe().c_str(), name_of(copy).c_str(), name_of_code(code_of(copy)).c_str()));
   }
 
   // Shared memory is reused block after block: what an earlier block left in its cells does not count.
@@ -71,7 +87,7 @@ struct Check {
     if (!counts(before) || (before.atomic && use.atomic) || happened_before(before, thread)) return;
     fail("race", format("unordered accesses to the same memory\n  %s\n  %s %s%s it before, %s", describe().c_str(),
                         name_of(before).c_str(), before.atomic ? "atomically " : "", before_wrote ? "wrote" : "read",
-                        name_of_code(before.code).c_str()));
+                        name_of_code(code_of(before)).c_str()));
   }
 
   void remember_read(Cell& cell, const Access& now) const {
@@ -85,7 +101,8 @@ struct Check {
   }
 
   void check_cells() const {
-    const Access now{thread.block->number, thread.index, use.atomic, thread.clock, code};
+    const auto offset = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(code) - launch->module.base);
+    const Access now{thread.block->number, thread.index, use.atomic, thread.clock, offset};
     const size_t first = (address - region.begin) >> region.granule_log2;
     const size_t last = (address - region.begin + bytes - 1) >> region.granule_log2;
     for (size_t c = first; c <= last; ++c) {

@@ -39,7 +39,9 @@ bool is_fiber_stack(const void* address) {
 static const void* main_stack = nullptr;
 static size_t main_stack_bytes = 0;
 
-void finish_first_switch() { after_switch(nullptr, &main_stack, &main_stack_bytes); }
+void finish_first_switch() {
+  after_switch(nullptr, &main_stack, &main_stack_bytes);
+}
 
 #ifdef EMULATOR_UCONTEXT
 
@@ -53,7 +55,9 @@ void prepare(Fiber& fiber, char* stack, void (*entry)()) {
   makecontext(&fiber.context, entry, 0);
 }
 
-static void swap(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
+static void swap(Fiber& from, Fiber& to) {
+  swapcontext(&from.context, &to.context);
+}
 
 #else
 
@@ -91,7 +95,9 @@ void prepare(Fiber& fiber, char* stack, void (*entry)()) {
   fiber.stack_pointer = top;
 }
 
-static void swap(Fiber& from, Fiber& to) { emulator_swap(&from.stack_pointer, to.stack_pointer); }
+static void swap(Fiber& from, Fiber& to) {
+  emulator_swap(&from.stack_pointer, to.stack_pointer);
+}
 
 #endif
 

@@ -8,7 +8,9 @@
 namespace emulator {
 namespace {
 
-inline bool preempts() { return static_cast<uint32_t>(launch->schedule_random()) < launch->preempt_below; }
+inline bool preempts() {
+  return static_cast<uint32_t>(launch->schedule_random()) < launch->preempt_below;
+}
 
 inline void on_access(const void* address, size_t bytes, bool write, bool aligned, const void* code) {
   if (!launch || !launch->current || !launch->request.detect) return;
@@ -33,17 +35,37 @@ void atomic_access(const void* address, size_t bytes, Atomic how) {
 
 }  // namespace emulator
 
-#define EMULATOR_HOOKS(kind, write)                                                                        \
-  void __tsan_##kind##1(void* p) { on_access(p, 1, write, true, __builtin_return_address(0)); }            \
-  void __tsan_##kind##2(void* p) { on_access(p, 2, write, true, __builtin_return_address(0)); }            \
-  void __tsan_##kind##4(void* p) { on_access(p, 4, write, true, __builtin_return_address(0)); }            \
-  void __tsan_##kind##8(void* p) { on_access(p, 8, write, true, __builtin_return_address(0)); }            \
-  void __tsan_##kind##16(void* p) { on_access(p, 16, write, true, __builtin_return_address(0)); }          \
-  void __tsan_unaligned_##kind##2(void* p) { on_access(p, 2, write, false, __builtin_return_address(0)); } \
-  void __tsan_unaligned_##kind##4(void* p) { on_access(p, 4, write, false, __builtin_return_address(0)); } \
-  void __tsan_unaligned_##kind##8(void* p) { on_access(p, 8, write, false, __builtin_return_address(0)); } \
-  void __tsan_unaligned_##kind##16(void* p) { on_access(p, 16, write, false, __builtin_return_address(0)); } \
-  void __tsan_##kind##_range(void* p, size_t n) { on_access(p, n, write, false, __builtin_return_address(0)); }
+#define EMULATOR_HOOKS(kind, write)                              \
+  void __tsan_##kind##1(void* p) {                               \
+    on_access(p, 1, write, true, __builtin_return_address(0));   \
+  }                                                              \
+  void __tsan_##kind##2(void* p) {                               \
+    on_access(p, 2, write, true, __builtin_return_address(0));   \
+  }                                                              \
+  void __tsan_##kind##4(void* p) {                               \
+    on_access(p, 4, write, true, __builtin_return_address(0));   \
+  }                                                              \
+  void __tsan_##kind##8(void* p) {                               \
+    on_access(p, 8, write, true, __builtin_return_address(0));   \
+  }                                                              \
+  void __tsan_##kind##16(void* p) {                              \
+    on_access(p, 16, write, true, __builtin_return_address(0));  \
+  }                                                              \
+  void __tsan_unaligned_##kind##2(void* p) {                     \
+    on_access(p, 2, write, false, __builtin_return_address(0));  \
+  }                                                              \
+  void __tsan_unaligned_##kind##4(void* p) {                     \
+    on_access(p, 4, write, false, __builtin_return_address(0));  \
+  }                                                              \
+  void __tsan_unaligned_##kind##8(void* p) {                     \
+    on_access(p, 8, write, false, __builtin_return_address(0));  \
+  }                                                              \
+  void __tsan_unaligned_##kind##16(void* p) {                    \
+    on_access(p, 16, write, false, __builtin_return_address(0)); \
+  }                                                              \
+  void __tsan_##kind##_range(void* p, size_t n) {                \
+    on_access(p, n, write, false, __builtin_return_address(0));  \
+  }
 
 extern "C" {
 
@@ -88,8 +110,10 @@ struct SourceLocation {
                                                where->file, where->line));
 }
 
-#define EMULATOR_UNDEFINED(name, what) \
-  void __ubsan_handle_##name(const SourceLocation* where) { undefined(what, where); }
+#define EMULATOR_UNDEFINED(name, what)                      \
+  void __ubsan_handle_##name(const SourceLocation* where) { \
+    undefined(what, where);                                 \
+  }
 
 EMULATOR_UNDEFINED(add_overflow, "signed integer overflow in an addition")
 EMULATOR_UNDEFINED(sub_overflow, "signed integer overflow in a subtraction")

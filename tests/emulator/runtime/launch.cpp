@@ -26,20 +26,38 @@ Launch::Launch(const Request& asked) : request(asked), random(asked.seed), sched
 
 // ---- What kernels ask -----------------------------------------------------------------------------------------------
 
-static Index index_of(const uint32_t (&v)[3]) { return {v[0], v[1], v[2]}; }
+static Index index_of(const uint32_t (&v)[3]) {
+  return {v[0], v[1], v[2]};
+}
 
-Index thread_index() { return self().coordinates; }
-Index block_index() { return self().block->coordinates; }
-Index block_shape() { return index_of(launch->request.block); }
-Index grid_shape() { return index_of(launch->request.grid); }
-void* dynamic_shared_memory() { return self().block->dynamic_shared; }
+Index thread_index() {
+  return self().coordinates;
+}
+Index block_index() {
+  return self().block->coordinates;
+}
+Index block_shape() {
+  return index_of(launch->request.block);
+}
+Index grid_shape() {
+  return index_of(launch->request.grid);
+}
+void* dynamic_shared_memory() {
+  return self().block->dynamic_shared;
+}
 
-void trap(Site site) { fail("trap", format("%s stopped at %s", name_of(self()).c_str(), name_of(site).c_str())); }
+void trap(Site site) {
+  fail("trap", format("%s stopped at %s", name_of(self()).c_str(), name_of(site).c_str()));
+}
 
 // ---- Faults ---------------------------------------------------------------------------------------------------------
 
 void note_fault(const char* kind, const std::string& text) {
   if (launch->fault.empty()) launch->fault = std::string(kind) + "\n" + text;
+}
+
+void suspect(const char* kind, const std::string& text) {
+  if (launch->suspicion.empty()) launch->suspicion = std::string(kind) + "\n" + text;
 }
 
 void fail(const char* kind, const std::string& text) {
@@ -62,7 +80,9 @@ std::string name_of(const Thread& thread) {
   return format("thread (%u,%u,%u) of block (%u,%u,%u)", t.x, t.y, t.z, b.x, b.y, b.z);
 }
 
-std::string name_of(Site site) { return format("%s:%d", site.file, site.line); }
+std::string name_of(Site site) {
+  return format("%s:%d", site.file, site.line);
+}
 
 std::string name_of_code(const void* address) {
   // A return address: one byte less is inside the call.
@@ -171,13 +191,23 @@ using namespace emulator;
 
 extern "C" {
 
-char* emulator_arena() { return arena(); }
-uint64_t emulator_arena_bytes() { return kArenaBytes; }
-uint64_t emulator_maximum_threads() { return kMaximumFibers; }
-int emulator_sanitizer_loaded() { return sanitizer_loaded(); }
+char* emulator_arena() {
+  return arena();
+}
+uint64_t emulator_arena_bytes() {
+  return kArenaBytes;
+}
+uint64_t emulator_maximum_threads() {
+  return kMaximumFibers;
+}
+int emulator_sanitizer_loaded() {
+  return sanitizer_loaded();
+}
 
 // Static shared memory of the kernel's module, which must have been touched by this OS thread.
-uint64_t emulator_static_shared_bytes(const void* code) { return module_of(code).static_shared_bytes; }
+uint64_t emulator_static_shared_bytes(const void* code) {
+  return module_of(code).static_shared_bytes;
+}
 
 // Runs the launch. Returns 0, or 1 with the fault's kind and text in `report`.
 int emulator_launch(const Request* request, char* report, uint64_t report_bytes) {
@@ -189,6 +219,7 @@ int emulator_launch(const Request* request, char* report, uint64_t report_bytes)
     run();
   }
   launch = nullptr;
+  if (!state.suspicion.empty() && state.fault.compare(0, 4, "race") != 0) state.fault = state.suspicion;
   snprintf(report, report_bytes, "%s", state.fault.c_str());
   return !state.fault.empty();
 }

@@ -136,25 +136,31 @@ struct Launch {
   Block* resident = nullptr;  // whose static shared memory is in place
   Thread* current = nullptr;
   Fiber main;
-  std::string fault;  // empty: none so far
+  std::string fault;      // empty: none so far
+  std::string suspicion;  // a fault that a race found later would explain
 };
 
 extern Launch* launch;
 
-inline Thread& self() { return *launch->current; }
+inline Thread& self() {
+  return *launch->current;
+}
 
 // ---- Scheduler ------------------------------------------------------------------------------------------------------
 
-void run_blocks();                                // starts all threads of launch->blocks and runs them to the end
-void make_ready(Thread& thread);                  // it may run again
-void wait(const char* what, Site site);           // suspends the current thread until make_ready
-void preempt();                                   // suspends it, still ready
+void run_blocks();                       // starts all threads of launch->blocks and runs them to the end
+void make_ready(Thread& thread);         // it may run again
+void wait(const char* what, Site site);  // suspends the current thread until make_ready
+void preempt();                          // suspends it, still ready
 
 // ---- Faults ---------------------------------------------------------------------------------------------------------
 
 // Ends the launch: the first fault wins. `kind` becomes the Python exception's class.
 [[noreturn]] void fail(const char* kind, const std::string& text);
 void note_fault(const char* kind, const std::string& text);  // without leaving the current thread
+
+// The launch goes on: if it was read too early, the write that comes too late is a race, which names both threads.
+void suspect(const char* kind, const std::string& text);
 
 std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 std::string name_of(const Thread& thread);  // "thread (3,0,0) of block (0,0,0)"

@@ -17,7 +17,9 @@ char* reserve(size_t bytes) {
   return static_cast<char*>(address);
 }
 
-size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
+size_t round_up(size_t value, size_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 // Which region a page of the arena belongs to. Regions never share a page.
 uint16_t* page_owners() {

@@ -19,7 +19,7 @@ struct Access {
   uint16_t thread;
   bool atomic;
   uint32_t clock;
-  const void* code;
+  uint32_t code;  // offset in the kernel's module
 };
 
 struct Cell {

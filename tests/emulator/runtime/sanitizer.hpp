@@ -13,7 +13,9 @@ __attribute__((weak)) void __sanitizer_finish_switch_fiber(void*, const void**, 
 
 namespace emulator {
 
-inline bool sanitizer_loaded() { return __asan_poison_memory_region != nullptr; }
+inline bool sanitizer_loaded() {
+  return __asan_poison_memory_region != nullptr;
+}
 
 inline void forbid(const void* memory, size_t bytes) {
   if (sanitizer_loaded()) __asan_poison_memory_region(memory, bytes);
@@ -24,7 +26,9 @@ inline void allow(const void* memory, size_t bytes) {
 }
 
 // A fiber that was abandoned leaves marks of its frames behind.
-inline void forget_stack(char* stack, size_t bytes) { allow(stack, bytes); }
+inline void forget_stack(char* stack, size_t bytes) {
+  allow(stack, bytes);
+}
 
 inline void before_switch(void** save, const void* stack, size_t bytes) {
   if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(save, stack, bytes);

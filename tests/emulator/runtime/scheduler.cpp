@@ -15,10 +15,10 @@ struct Ready {
 };
 
 std::vector<Ready> ready;
-Thread* finished = nullptr;
 
 uint64_t key_of(const Thread& thread) {
-  const uint64_t order = (&thread - thread.block->threads.data()) + uint64_t{1024} * (thread.block - &launch->blocks[0]);
+  const uint64_t order =
+      (&thread - thread.block->threads.data()) + uint64_t{1024} * (thread.block - &launch->blocks[0]);
   switch (launch->request.schedule) {
     case Schedule::thread:
       return order;
@@ -36,17 +36,20 @@ uint64_t key_of(const Thread& thread) {
 void make_resident(Block& block) {
   if (launch->resident == &block) return;
   Module& module = launch->module;
-  if (launch->resident) memcpy(launch->resident->static_shared.data(), module.static_shared, module.static_shared_bytes);
+  if (launch->resident)
+    memcpy(launch->resident->static_shared.data(), module.static_shared, module.static_shared_bytes);
   memcpy(module.static_shared, block.static_shared.data(), module.static_shared_bytes);
   launch->resident = &block;
 }
 
-void suspend() { switch_fiber(self().fiber, launch->main); }
+void suspend() {
+  switch_fiber(self().fiber, launch->main);
+}
 
 void fiber_main() {
   finish_first_switch();
   launch->request.entry(launch->request.arguments);
-  finished = &self();
+  leave();
   suspend();
   __builtin_unreachable();
 }
@@ -68,8 +71,8 @@ void report_deadlock() {
     for (Thread& thread : block.threads) {
       if (thread.exited) continue;
       const std::string reason = format(" waits in %s at %s", thread.waits_for, name_of(thread.site).c_str());
-      auto same = std::find_if(seen.begin(), seen.end(),
-                               [&](auto& s) { return s.first.find(reason) != std::string::npos; });
+      auto same =
+          std::find_if(seen.begin(), seen.end(), [&](auto& s) { return s.first.find(reason) != std::string::npos; });
       if (same != seen.end())
         ++same->second;
       else
@@ -115,11 +118,6 @@ void run_blocks() {
     switch_fiber(launch->main, thread.fiber);
     launch->current = nullptr;
     if (!launch->fault.empty()) return;  // every fiber is abandoned where it stands
-    if (finished) {
-      finished = nullptr;
-      leave(thread);
-      if (!launch->fault.empty()) return;
-    }
   }
   for (Block& block : launch->blocks)
     if (block.alive) return report_deadlock();

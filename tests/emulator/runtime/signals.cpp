@@ -23,9 +23,9 @@ void on_signal(int number, siginfo_t* info, void* context) {
     signal(number, SIG_DFL);
     return;
   }
-  const char* what = number == SIGFPE          ? "division by zero"
+  const char* what = number == SIGFPE                ? "division by zero"
                      : is_fiber_stack(info->si_addr) ? "stack overflow, or a local variable of another thread"
-                                               : "access to an invalid or misaligned address";
+                                                     : "access to an invalid or misaligned address";
   fail("bounds", format("%s\n  %s, address %p, %s", what, name_of(self()).c_str(), info->si_addr,
                         name_of_code(code_of(context)).c_str()));
 }
@@ -42,7 +42,7 @@ FaultSignals::FaultSignals() : stack_(64 * 1024) {
   stack.ss_sp = stack_.data();
   stack.ss_size = stack_.size();
   sigaltstack(&stack, &stack_before_);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = on_signal;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // the handler does not return
   for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &before_[i]);

@@ -19,7 +19,9 @@ const char* name_of(Meeting kind) {
   return names[static_cast<int>(kind)];
 }
 
-bool same(Site a, Site b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
+bool same(Site a, Site b) {
+  return a.line == b.line && strcmp(a.file, b.file) == 0;
+}
 
 // All threads of the block that have not returned are here.
 void open_barrier(Block& block) {
@@ -68,34 +70,32 @@ int block_barrier(Barrier kind, bool predicate, Site site) {
   return block.barrier_result;
 }
 
-void leave(Thread& thread) {
-  check_copies_done(thread);
-  Block& block = *thread.block;
-  thread.exited = true;
-  --block.alive;
-  if (block.arrived && block.arrived == block.alive) open_barrier(block);
-}
-
 namespace {
 
 [[noreturn]] void refuse(const Thread& thread, Meeting kind, Site site, const std::string& why) {
-  fail("synchronisation", format("%s: %s in %s at %s", why.c_str(), name_of(thread).c_str(), name_of(kind),
-                                 name_of(site).c_str()));
+  fail("synchronisation",
+       format("%s: %s in %s at %s", why.c_str(), name_of(thread).c_str(), name_of(kind), name_of(site).c_str()));
+}
+
+// Whether a lane can no longer take part. __syncwarp does without it; a shuffle or vote would have an undefined result.
+bool is_gone(const Thread& thread, unsigned lane, Site site) {
+  const unsigned index = thread.warp() * 32 + lane;
+  const bool exists = thread.block->has(index);
+  if (exists && !thread.block->threads[index].exited) return false;
+  if (thread.meeting != Meeting::sync)
+    refuse(
+        thread, thread.meeting, site,
+        format("mask 0x%08x names lane %u, which %s", thread.mask, lane, exists ? "has returned" : "does not exist"));
+  return true;
 }
 
 // Whether all lanes of the mask are waiting in this same operation. Fails if one never can.
-bool complete(Thread& thread, Site site) {
-  Block& block = *thread.block;
-  const unsigned first = thread.warp() * 32;
+bool complete(const Thread& thread, Site site) {
   bool everyone = true;
   for (unsigned lane = 0; lane < 32; ++lane) {
-    if (!(thread.mask >> lane & 1)) continue;
-    if (!block.has(first + lane))
-      refuse(thread, thread.meeting, site, format("mask 0x%08x names lane %u, which the block does not have", thread.mask, lane));
-    const Thread& other = block.threads[first + lane];
+    if (!(thread.mask >> lane & 1) || is_gone(thread, lane, site)) continue;
+    const Thread& other = thread.block->threads[thread.warp() * 32 + lane];
     if (&other == &thread) continue;
-    if (other.exited)
-      refuse(thread, thread.meeting, site, format("mask 0x%08x names lane %u, which has returned", thread.mask, lane));
     if (!other.mask) {
       everyone = false;
     } else if (other.mask != thread.mask || other.meeting != thread.meeting || other.width != thread.width ||
@@ -130,11 +130,12 @@ uint64_t shuffled(const Thread& lane, const uint64_t (&bits)[32]) {
   return lane.mask >> source & 1 ? bits[source] : kPoison;
 }
 
-// Everyone is here: computes what each lane takes away.
-void meet(Thread& last) {
-  Block& block = *last.block;
-  Thread* const warp = &block.threads[last.warp() * 32];
-  const unsigned mask = last.mask;
+// Everyone is here: computes what each lane takes away, and lets those go on that wait.
+void meet(const Thread& last) {
+  Thread* const warp = &last.block->threads[last.warp() * 32];
+  unsigned mask = 0;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (last.mask >> lane & 1 && !is_gone(last, lane, last.site)) mask |= 1u << lane;
   const bool orders = last.meeting == Meeting::sync;
   uint64_t bits[32] = {};
   uint32_t known[32] = {};
@@ -167,7 +168,7 @@ void meet(Thread& last) {
         thread.bits = shuffled(thread, bits);
     }
     thread.mask = 0;
-    if (&thread != &last) make_ready(thread);
+    if (&thread != launch->current) make_ready(thread);
   }
 }
 
@@ -192,6 +193,21 @@ uint64_t warp_meeting(Meeting kind, unsigned mask, uint64_t bits, int argument, 
     wait(name_of(kind), site);
   }
   return thread.bits;
+}
+
+void leave() {
+  Thread& thread = self();
+  check_copies_done(thread);
+  Block& block = *thread.block;
+  thread.exited = true;
+  --block.alive;
+  if (block.arrived && block.arrived == block.alive) open_barrier(block);
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    const unsigned index = thread.warp() * 32 + lane;
+    if (!block.has(index)) break;
+    const Thread& other = block.threads[index];
+    if (other.mask >> thread.lane() & 1 && complete(other, other.site)) meet(other);
+  }
 }
 
 }  // namespace emulator

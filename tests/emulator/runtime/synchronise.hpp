@@ -5,8 +5,8 @@
 
 namespace emulator {
 
-// The thread's kernel has returned.
-void leave(Thread& thread);
+// The current thread's kernel has returned: others may have waited only for it.
+void leave();
 
 // Reports copies that the thread never waited for.
 void check_copies_done(const Thread& thread);

@@ -1,0 +1,29 @@
+// Blocks of a cooperative launch pass a sum along: block b adds x[b] to what block b-1 published. Block 0 goes first.
+#include "emulated_primitives.hpp"
+
+enum Bug {
+  none,
+  wrong_tag,   // waits for a word that nobody publishes
+  plain_data,  // passes the sum beside the word, which orders no other memory
+};
+
+struct Plan {
+  long long unused;
+};
+
+extern "C" __global__ void pass_along(const float* x, float* y, float* sums, unsigned long long* slots, Plan) {
+  __shared__ float before;
+  const unsigned b = blockIdx.x;
+  if (threadIdx.x == 0) {
+    before = 0.0f;
+    if (b > 0) {
+      const unsigned long long word = gspn2::await_tag(slots + b - 1, BUG == wrong_tag ? b + 7 : b);
+      before = BUG == plain_data ? sums[b - 1] : __uint_as_float(static_cast<unsigned>(word));
+    }
+    const float sum = before + x[b];
+    sums[b] = sum;
+    gspn2::publish(slots + b, static_cast<unsigned long long>(b + 1) << 32 | __float_as_uint(sum));
+  }
+  __syncthreads();
+  y[b * blockDim.x + threadIdx.x] = before;
+}

@@ -1,0 +1,48 @@
+"""Run in a sanitized process: prints what each planted fault is reported as, and checks the shipped kernels.
+
+One line a case: "case bug: class of the fault, or wrong, or right: the first source line named".
+"""
+
+import re
+import sys
+
+import numpy as np
+
+import gspn2_cupy
+from emulator import Emulator, EmulatorFault, emulated
+from emulator.planted.cases import CASES, FOLDER
+
+
+def planted(case, bug):
+    try:
+        actual, expected = CASES[case](Emulator(FOLDER, sanitize=True), bug)
+    except EmulatorFault as fault:
+        place = re.search(r"\w+\.cu:\d+", str(fault))
+        return f"{type(fault).__name__}: {place and place[0]}"
+    return "right: None" if np.allclose(actual, expected) else "wrong: None"
+
+
+def shipped(direction, dtype):
+    rng = np.random.default_rng(0)
+    x, lam, dh = (rng.standard_normal((1, 2, 9, 13)).astype(dtype) for _ in range(3))
+    weight = rng.uniform(0, 0.3, (1, 1, 3, 9, 13)).astype(dtype)
+    options = {"direction": direction, "chunk": 5}
+    expected = [
+        gspn2_cupy.line_scan(x, weight, lam, **options),
+        *gspn2_cupy.line_scan_backward(dh, x, weight, lam, **options)[:3],
+    ]
+    with emulated(sanitize=True) as device:
+        actual = [
+            gspn2_cupy.line_scan(x, weight, lam, **options),
+            *gspn2_cupy.line_scan_backward(dh, x, weight, lam, **options)[:3],
+        ]
+    assert device.launches > 0
+    close = (np.allclose(a, e, rtol=1e-2, atol=1e-2) for a, e in zip(actual, expected, strict=True))
+    return "right: None" if all(close) else "wrong: None"
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        case, bug = argument.split("/")
+        outcome = shipped(case, bug) if case in gspn2_cupy.ALL_DIRECTIONS else planted(case, bug)
+        print(f"{argument} {outcome}", flush=True)
