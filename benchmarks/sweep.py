@@ -13,7 +13,7 @@ from multiprocessing import get_context
 
 import cupy as cp
 
-from gspn2_cupy import _device, _launch, _plan
+from gspn2_cupy import _device, _launch, _plan, _plan_tiles
 
 SHAPES = {
     "batch": (16, 8, 1024, 1024),
@@ -67,11 +67,11 @@ def candidates(shape, direction, dtype, groups, width):
             if warps == 1:
                 for small in {rows, *((rows // 2,) if along else ())}:
                     if width % small == 0 and width <= 32 * small:
-                        yield _plan.Tiles(small, c, 1, lines, 0, stages, group)
+                        yield _plan_tiles.Tiles(small, c, 1, lines, 0, stages, group)
         else:
             for halo in {lines, 16, 32} if not along else {lines}:
                 if halo % lines == 0 and halo % rows == 0 and halo % vector == 0 and 32 * rows - 2 * halo >= 32:
-                    yield _plan.Tiles(rows, c, warps, lines, halo, stages, group)
+                    yield _plan_tiles.Tiles(rows, c, warps, lines, halo, stages, group)
 
 
 def compile_one(spec):
@@ -139,7 +139,7 @@ def plans(limits, name, case, direction):
         return
     across = height if direction in _plan.HORIZONTAL else width
     for tiles in candidates(shape, direction, data_type(dtype), groups, across):
-        plan = _plan.tiles_plan(limits, tiles, direction, None, x, weight, x, None, x, None)
+        plan = _plan_tiles.tiles_plan(limits, tiles, direction, None, x, weight, x, None, x, None)
         if 30000 < plan.shared_bytes <= limits.shared_bytes_per_block and plan.grid[0] > 0:
             yield tiles, plan
 

@@ -16,6 +16,9 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(gspn2_dynamic_shared);
 }
 
+// Wait for every thread of the block. Unlike __syncthreads it may be called by each warp from a place of its own.
+__device__ __forceinline__ void block_sync() { asm volatile("barrier.sync 0;" ::: "memory"); }
+
 // --- asynchronous copies from global to shared memory (sm_80) ---------------------------------------------------------
 
 // Start copying 16 bytes, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0.

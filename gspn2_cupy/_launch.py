@@ -124,16 +124,15 @@ class CupyLauncher:
     def __init__(self, device: int):
         import cupy
 
-        attributes = cupy.cuda.Device(device).attributes
         properties = cupy.cuda.runtime.getDeviceProperties(device)
         self.limits = DeviceLimits(
             name=properties["name"].decode(),
-            compute_capability=(attributes["ComputeCapabilityMajor"], attributes["ComputeCapabilityMinor"]),
-            multiprocessors=attributes["MultiProcessorCount"],
+            compute_capability=(properties["major"], properties["minor"]),
+            multiprocessors=properties["multiProcessorCount"],
             shared_bytes_per_block=properties["sharedMemPerBlockOptin"],
-            shared_bytes_per_multiprocessor=attributes["MaxSharedMemoryPerMultiprocessor"],
-            max_threads_per_multiprocessor=attributes["MaxThreadsPerMultiProcessor"],
-            l2_bytes=attributes["L2CacheSize"],
+            shared_bytes_per_multiprocessor=properties["sharedMemPerMultiprocessor"],
+            max_threads_per_multiprocessor=properties["maxThreadsPerMultiProcessor"],
+            l2_bytes=properties["l2CacheSize"],
         )
         self.empty = cupy.empty
         self._kernels: dict[KernelSpec, CupyKernel] = {}

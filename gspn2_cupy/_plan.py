@@ -96,7 +96,7 @@ GEOMETRY = np.dtype(
 )
 
 
-def _in_lines(layout: Layout, direction: str) -> tuple[int, ...]:
+def in_lines(layout: Layout, direction: str) -> tuple[int, ...]:
     """Return origin and strides (…, line, cross) of an image array seen in scan order."""
     *outer, row, column = layout.strides
     height, width = layout.shape[-2:]
@@ -106,17 +106,16 @@ def _in_lines(layout: Layout, direction: str) -> tuple[int, ...]:
     return (0, *outer, line, cross)
 
 
-def _geometry(direction: str, chunk: int | None, x: Layout, groups: int, arrays: dict[str, Layout | None]) -> Any:
+def scanscan_geometry(direction: str, chunk: int | None, x: Layout, groups: int, arrays: dict[str, Layout | None]) -> Any:
     batch, channels, height, width = x.shape
     lines, cross = (width, height) if direction in HORIZONTAL else (height, width)
     geometry = np.zeros((), GEOMETRY)
-    along = abs(_in_lines(x, direction)[-2]) < abs(_in_lines(x, direction)[-1])
+    along = abs(in_lines(x, direction)[-2]) < abs(in_lines(x, direction)[-1])
     per_group = channels // groups
     geometry["scan"] = (batch, channels, per_group, lines, cross, lines if chunk is None else min(chunk, lines), along)
     for name, layout in arrays.items():
         if layout is not None:
-            geometry[name] = layout.strides if name in ("first", "last") else _in_lines(layout, direction)
-    geometry.flags.writeable = False
+            geometry[name] = layout.strides if name in ("first", "last") else in_lines(layout, direction)
     return geometry
 
 
@@ -146,7 +145,7 @@ def _scan_reason(width: int, lines: int) -> str:
     return f"a block per slice, {-(-width // owned)} bands of {owned} rows with a halo of {lines}"
 
 
-def _bytes(*layouts: Layout | None) -> int:
+def total_bytes(*layouts: Layout | None) -> int:
     return sum(layout.bytes for layout in layouts if layout is not None)
 
 
@@ -163,7 +162,7 @@ def line_scan_forward(
 ) -> LaunchPlan:
     """Plan h[t] = A[t]·h[t-1] + λ[t]·x[t]; ``h`` may be in the state's type."""
     arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
-    geometry = _geometry(direction, chunk, x, weight.shape[1], arrays)
+    geometry = scan_geometry(direction, chunk, x, weight.shape[1], arrays)
     state = state_name(x.c_name)
     shared_bytes, tile = _scan_block(state)
     slices, width = x.shape[0] * x.shape[1], int(geometry["scan"]["width"])
@@ -175,7 +174,7 @@ def line_scan_forward(
         shared_bytes=shared_bytes,
         geometry=geometry,
         workspace=2 * slices * width,
-        bytes_moved=_bytes(x, weight, lam, h0, h, h_last),
+        bytes_moved=total_bytes(x, weight, lam, h0, h, h_last),
         reason=_scan_reason(width, SCAN_LINES[state]),
     )
 
@@ -192,7 +191,7 @@ def line_scan_adjoint(
 ) -> LaunchPlan:
     """Plan g[t] = dh[t] + A[t+1]ᵀ·g[t+1]; ``g`` is in the state's type."""
     arrays = {"dh": dh, "weight": weight, "last": dh_last, "g": g, "first": dh0}
-    geometry = _geometry(direction, chunk, dh, weight.shape[1], arrays)
+    geometry = scan_geometry(direction, chunk, dh, weight.shape[1], arrays)
     state = state_name(dh.c_name)
     shared_bytes, tile = _scan_block(state)
     slices, width = dh.shape[0] * dh.shape[1], int(geometry["scan"]["width"])
@@ -204,7 +203,7 @@ def line_scan_adjoint(
         shared_bytes=shared_bytes,
         geometry=geometry,
         workspace=2 * slices * width,
-        bytes_moved=_bytes(dh, weight, dh_last, g, dh0),
+        bytes_moved=total_bytes(dh, weight, dh_last, g, dh0),
         reason=_scan_reason(width, SCAN_LINES[state]),
     )
 
@@ -241,101 +240,13 @@ def line_scan_gradients(
         grid=(-(-batch * groups * height * width // PIXEL_THREADS), 1, 1),
         block=(PIXEL_THREADS, 1, 1),
         shared_bytes=0,
-        geometry=_geometry(direction, chunk, x, groups, arrays),
+        geometry=scan_geometry(direction, chunk, x, groups, arrays),
         workspace=0,
-        bytes_moved=_bytes(g, x if dlam is not None else None, lam, h, h0, dx, dlam, dweight),
+        bytes_moved=total_bytes(g, x if dlam is not None else None, lam, h, h0, dx, dlam, dweight),
         reason="a thread per pixel of a group, channels summed in order",
     )
 
 
-# --- tiles ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The specialisation of ``cuda/line_scan_tiles.cu``: how lanes, warps and tiles lie over a slice."""
-
-    rows: int  # rows a lane carries
-    channels: int  # channels a lane carries, which share their weights
-    warps: int  # warps of a block
-    lines: int  # lines of a tile
-    halo: int  # rows that a warp shares with each neighbour; 0: a warp holds whole slices
-    stages: int  # tiles in the ring
-    group: int  # lines a lane loads at once
-
-
-def tiles_plan(
-    limits: DeviceLimits,
-    tiles: Tiles,
-    direction: str,
-    chunk: int | None,
-    x: Layout,
-    weight: Layout,
-    lam: Layout | None,
-    h0: Layout | None,
-    h: Layout,
-    h_last: Layout | None,
-    reason: str = "",
-) -> LaunchPlan:
-    """Plan the tile kernel in a given shape."""
-    arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
-    geometry = _geometry(direction, chunk, x, weight.shape[1], arrays)
-    geometry.flags.writeable = True
-    vector = 16 // x.itemsize
-    along = direction in HORIZONTAL
-    width = int(geometry["scan"]["width"])
-    units = x.shape[0] * x.shape[1] // tiles.channels
-    warp_rows = 32 * tiles.rows
-    block_rows = (tiles.warps - 1) * (warp_rows - 2 * tiles.halo) + warp_rows
-    slots = block_rows if along else block_rows // vector
-    array_vectors = block_rows * (tiles.lines // vector + 1) if along else tiles.lines * slots
-    arrays_staged = 3 + tiles.channels * (1 if lam is None else 2)
-    shared = tiles.stages * arrays_staged * array_vectors * 16 + slots * 32
-    if along and tiles.warps > 1:
-        shared += tiles.channels * array_vectors * 16
-    if tiles.halo:
-        shared += tiles.channels * block_rows * 4
-        owned = block_rows - 2 * tiles.halo
-        count = -(-width // owned)
-        step = math.lcm(tiles.rows, 1 if along else vector)
-        band_rows = -(-(-(-width // count)) // step) * step
-        blocks = min(
-            limits.shared_bytes_per_multiprocessor // (shared + 1024),
-            65536 // (256 * 32 * tiles.warps),
-        )
-        resident = blocks * limits.multiprocessors
-        concurrent = units if count == 1 else min(units, resident // count)
-        geometry["bands"] = (count, band_rows, 1)
-        grid = concurrent * count
-    else:
-        per_block = warp_rows // width
-        geometry["bands"] = (1, width, per_block)
-        count, grid = 1, -(-units // per_block)
-    geometry.flags.writeable = False
-    defines = {
-        "SCALAR": x.c_name,
-        "STATE": "float",
-        "ALONG": int(along),
-        "REVERSED": int(direction == "right_to_left"),
-        "HAS_LAM": int(lam is not None),
-        "ROWS": tiles.rows,
-        "CHANNELS": tiles.channels,
-        "WARPS": tiles.warps,
-        "LINES": tiles.lines,
-        "HALO": tiles.halo,
-        "STAGES": tiles.stages,
-        "GROUP": vector if along else tiles.group,
-    }
-    return LaunchPlan(
-        spec=KernelSpec(
-            "line_scan_tiles.cu", "line_scan_tiles", tuple((name, str(value)) for name, value in defines.items())
-        ),
-        grid=(grid, 1, 1),
-        block=(32 * tiles.warps, 1, 1),
-        shared_bytes=shared,
-        geometry=geometry,
-        workspace=grid * 4 * tiles.channels * tiles.halo if count > 1 else 0,
-        bytes_moved=_bytes(x, weight, lam, h0, h, h_last),
-        reason=reason,
-        cooperative=count > 1,
-    )
+def span(layout: Layout) -> int:
+    """Return the elements from the first to the last."""
+    return sum((size - 1) * abs(stride) for size, stride in zip(layout.shape, layout.strides, strict=True)) + 1

@@ -504,19 +504,18 @@ def warmup(
     Compiled kernels stay in CuPy's disk cache, so this costs time once per machine. Without a CUDA device it raises
     ``RuntimeError``.
     """
+    call = _checks.warmup(
+        shape,
+        dtype,
+        groups=groups,
+        directions=directions,
+        lam=lam,
+        u=u,
+        normalize=normalize,
+        chunk=chunk,
+        backward=backward,
+        progress=progress,
+    )
     from gspn2_cupy import _device
 
-    _device.warmup(
-        _checks.warmup(
-            shape,
-            dtype,
-            groups=groups,
-            directions=directions,
-            lam=lam,
-            u=u,
-            normalize=normalize,
-            chunk=chunk,
-            backward=backward,
-            progress=progress,
-        )
-    )
+    _device.warmup(call)

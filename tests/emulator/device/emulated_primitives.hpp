@@ -11,6 +11,11 @@ inline T* dynamic_shared() {
   return static_cast<T*>(emulator::dynamic_shared_memory());
 }
 
+// One call site for all, so that warps may meet here from different places.
+inline void block_sync() {
+  __syncthreads();
+}
+
 // cp.async: copies the first valid_bytes and fills the rest with zeros.
 inline void copy_async_16(void* shared, const void* global, int valid_bytes = 16, EMULATOR_SITE) {
   emulator::copy_async(shared, global, 16, static_cast<size_t>(valid_bytes), {file, line});
