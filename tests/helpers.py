@@ -30,6 +30,7 @@ SIZES = {
     (7, 127): "one pixel short of a block of 128",
     (127, 7): "several tiles of lines and a partial one",
     (3, 1025): "a line longer than the largest block",
+    (40, 300): "several tiles of lines, over several blocks of pixels",
 }
 
 

@@ -73,6 +73,13 @@ def test_data_types(backend, direction, dtype, lam):
 
 
 @every_direction
+@every_dtype
+def test_data_types_beyond_one_tile(backend, direction, dtype):
+    # 19 x 140: two tiles of lines and more, a block of 128 pixels and more
+    check_against_loops(backend, make_scan(image_shape(1, 2, (19, 140), direction), direction, dtype, h0=True))
+
+
+@every_direction
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 def test_groups(backend, direction, groups):
     # 6 channels have every kind of divisor
@@ -85,6 +92,14 @@ def test_groups(backend, direction, groups):
 @pytest.mark.parametrize("chunk", [1, 2, 5, 4, 10, 11, 12, 1 << 40])
 def test_chunk(backend, direction, chunk, h0):
     check_against_loops(backend, make_scan((1, 2, 10, 11), direction, h0=h0), chunk=chunk)
+
+
+@every_direction
+@pytest.mark.parametrize(
+    "chunk", [7, 15, 16, 17, 31, 32, 33]
+)  # with and against the tiles of a kernel: 8, 16 or 32 lines
+def test_chunks_and_tiles(backend, direction, chunk):
+    check_against_loops(backend, make_scan(image_shape(1, 2, (70, 3), direction), direction, h0=True), chunk=chunk)
 
 
 @every_direction
@@ -207,6 +222,22 @@ def test_nan_and_infinity_propagate(backend, direction, dtype, where, value):
     for a, b in ((h, truth), (h_last, last_truth)):
         finite = assert_same_nonfinite(a, b)
         assert_close(a[finite], b[finite], a.dtype)
+
+
+@every_direction
+@pytest.mark.parametrize("place", [(0, 96), (1, 127), (3, 128), (17, 250)])  # (line, pixel), at the edges of blocks
+def test_nan_spreads_one_pixel_a_line(backend, direction, place):
+    # 20 x 300: what blocks share of a line, one of them computes in vain, and NaN must not get out of it
+    size = (20, 300)
+    case = make_scan(image_shape(1, 1, size, direction), direction)
+    t, i = place
+    element = lines(case.x, direction, t, t + 1)
+    element[(0, 0, i, 0) if direction in ("left_to_right", "right_to_left") else (0, 0, 0, i)] = np.nan
+    h = scan(backend, case)
+    across = np.arange(size[1])
+    for step in range(size[0]):
+        line = lines(h, direction, step, step + 1).ravel()
+        assert np.array_equal(np.isnan(line), np.abs(across - i) <= step - t)
 
 
 @every_direction

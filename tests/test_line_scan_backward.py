@@ -75,6 +75,14 @@ def test_data_types(backend, direction, dtype, given, optional):
 
 
 @every_direction
+@every_dtype
+def test_data_types_beyond_one_tile(backend, direction, dtype):
+    # 19 x 140: two tiles of lines and more, a block of 128 pixels and more
+    shape = image_shape(1, 2, (19, 140), direction)
+    check_against_loops(backend, make_scan(shape, direction, dtype, h0=True, dh_last=True), given=True)
+
+
+@every_direction
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 def test_groups(backend, direction, groups):
     # 6 channels have every kind of divisor
@@ -96,6 +104,15 @@ def test_many_channels_share_a_weight(backend, direction):
 def test_chunk(backend, direction, chunk, given, h0):
     case = make_scan((1, 2, 10, 11), direction, h0=h0, dh_last=True)
     check_against_loops(backend, case, chunk=chunk, given=given)
+
+
+@every_direction
+@pytest.mark.parametrize(
+    "chunk", [7, 15, 16, 17, 31, 32, 33]
+)  # with and against the tiles of a kernel: 8, 16 or 32 lines
+def test_chunks_and_tiles(backend, direction, chunk):
+    shape = image_shape(1, 2, (70, 3), direction)
+    check_against_loops(backend, make_scan(shape, direction, h0=True, dh_last=True), chunk=chunk)
 
 
 @every_direction
@@ -173,6 +190,22 @@ def test_nan_and_infinity_propagate(backend, direction, where, value, chunk):
     for a, b in zip(grads, truth, strict=True):
         finite = assert_same_nonfinite(a, b)
         assert_close(a[finite], b[finite], a.dtype)
+
+
+@every_direction
+@pytest.mark.parametrize("place", [(0, 96), (1, 127), (3, 128), (17, 250)])  # (line, pixel), at the edges of blocks
+def test_nan_spreads_one_pixel_a_line(backend, direction, place):
+    # 20 x 300, counted from the last line: what blocks share of a line, one of them computes in vain
+    size = (20, 300)
+    case = make_scan(image_shape(1, 1, size, direction), direction)
+    t, i = size[0] - 1 - place[0], place[1]
+    element = lines(case.dh, direction, t, t + 1)
+    element[(0, 0, i, 0) if direction in ("left_to_right", "right_to_left") else (0, 0, 0, i)] = np.nan
+    dx = backward(backend, case, needs=["x"]).x
+    across = np.arange(size[1])
+    for step in range(size[0]):
+        line = lines(dx, direction, step, step + 1).ravel()
+        assert np.array_equal(np.isnan(line), np.abs(across - i) <= t - step)
 
 
 @every_direction

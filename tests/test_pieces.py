@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import DTYPES, assert_close, assert_same_bits, lines, make_scan, scan_axis
+from helpers import DTYPES, assert_close, assert_same_bits, image_shape, lines, make_scan, scan_axis
 
 import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS
@@ -18,7 +18,11 @@ CUTS = [[cut] for cut in range(LENGTH + 1)] + [[2, 5], [4, 4, 5]]
 
 def pieces(case, cuts):
     """(start, stop) of each piece in scan order."""
-    return list(zip([0, *cuts], [*cuts, LENGTH], strict=True))
+    return list(zip([0, *cuts], [*cuts, length_of(case)], strict=True))
+
+
+def length_of(case):
+    return case.x.shape[scan_axis(case.direction)]
 
 
 def take(case, start, stop, *arrays):
@@ -49,9 +53,12 @@ def forward_in_pieces(backend, case, cuts):
 @every_dtype
 @pytest.mark.parametrize("h0", [True, False], ids=["h0", "no h0"])
 def test_forward(backend, direction, dtype, h0):
-    case = make_scan((1, 4, LENGTH, LENGTH), direction, dtype, groups=2, h0=h0)
+    check_forward(backend, make_scan((1, 4, LENGTH, LENGTH), direction, dtype, groups=2, h0=h0), CUTS)
+
+
+def check_forward(backend, case, all_cuts):
     whole, whole_last = backend(gspn2_cupy.line_scan, case.x, case.weight, case.lam, **case.options(), return_last=True)
-    for cuts in CUTS:
+    for cuts in all_cuts:
         h, seams = forward_in_pieces(backend, case, cuts)
         assert_same_bits(h, whole)
         assert_same_bits(seams[-1], whole_last)
@@ -59,13 +66,29 @@ def test_forward(backend, direction, dtype, h0):
 
 @every_direction
 @every_dtype
+def test_pieces_against_tiles(backend, direction, dtype):
+    # 35 x 140: three tiles of 16 lines, two blocks of 128 pixels; cuts on, before and behind the edges of tiles
+    case = make_scan(image_shape(1, 2, (35, 140), direction), direction, dtype, h0=True, dh_last=True)
+    cuts = [[1], [15], [16], [17], [7, 32]]
+    check_forward(backend, case, cuts)
+    check_backward(backend, case, False, cuts[2:4])
+
+
+@every_direction
+@every_dtype
 @pytest.mark.parametrize("given", [True, False], ids=["h given", "h recomputed"])
 def test_backward(backend, direction, dtype, given):
-    case = make_scan((1, 4, LENGTH, LENGTH), direction, dtype, groups=2, h0=True, dh_last=True)
+    check_backward(
+        backend, make_scan((1, 4, LENGTH, LENGTH), direction, dtype, groups=2, h0=True, dh_last=True), given, CUTS
+    )
+
+
+def check_backward(backend, case, given, all_cuts):
+    direction = case.direction
     h = backend(gspn2_cupy.line_scan, case.x, case.weight, case.lam, **case.options()) if given else None
     arrays = (case.dh, case.x, case.weight, case.lam, h)
     whole = backend(gspn2_cupy.line_scan_backward, *arrays, **case.options(), dh_last=case.dh_last)
-    for cuts in CUTS:
+    for cuts in all_cuts:
         _, seams = forward_in_pieces(backend, case, cuts)
         parts, dh_last = [], case.dh_last
         for (start, stop), h0 in reversed(list(zip(pieces(case, cuts), seams[:-1], strict=True))):
@@ -87,8 +110,9 @@ def test_backward(backend, direction, dtype, given):
 
 def check_weight(weight, whole, case, cuts):
     """Equal in every bit, but on a 16-bit seam line, whose gradient uses the unrounded h0: equal within the type."""
-    seams = {cut for cut in cuts if cut < LENGTH} if case.x.dtype.itemsize == 2 else set()
-    for t in range(LENGTH):
+    length = length_of(case)
+    seams = {cut for cut in cuts if cut < length} if case.x.dtype.itemsize == 2 else set()
+    for t in range(length):
         actual, expected = (np.ascontiguousarray(lines(a, case.direction, t, t + 1)) for a in (weight, whole))
         if t in seams:
             # a sum of 2 channels: the rounding of h is judged against the size of the terms, all below 20
