@@ -106,7 +106,7 @@ def in_lines(layout: Layout, direction: str) -> tuple[int, ...]:
     return (0, *outer, line, cross)
 
 
-def scanscan_geometry(direction: str, chunk: int | None, x: Layout, groups: int, arrays: dict[str, Layout | None]) -> Any:
+def scan_geometry(direction: str, chunk: int | None, x: Layout, groups: int, arrays: dict[str, Layout | None]) -> Any:
     batch, channels, height, width = x.shape
     lines, cross = (width, height) if direction in HORIZONTAL else (height, width)
     geometry = np.zeros((), GEOMETRY)

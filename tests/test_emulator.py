@@ -1,7 +1,11 @@
-"""The emulator runs correct kernels as a GPU would, silently, and refuses launches that a GPU would refuse or misread."""
+"""The emulator runs correct kernels as a GPU would, silently, and refuses launches that a GPU refuses or misreads."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import emulator
 import ml_dtypes
@@ -24,7 +28,7 @@ def features(device, entry, scalar="__half"):
     return device.compile(spec("features.cu", entry, SCALAR=scalar))
 
 
-# --- correct kernels -----------------------------------------------------------------------------------------------------
+# --- correct kernels --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("detect", [True, False])
@@ -77,7 +81,7 @@ def test_sixteen_bit_numbers_in_vectors_of_sixteen_bytes(dtype, scalar):
     assert list(integers) == [i << 40 for i in range(4)]
 
 
-# --- memory --------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [1, 3, -1, -2])
@@ -106,6 +110,14 @@ def test_arrays_that_share_memory_share_it_in_the_kernel():
         kernel(1, 11, 0, (both[:-1], both[1:], struct(width=1)))
 
 
+def test_empty_and_absent_arrays():
+    kernel = features(Emulator(FOLDER), "narrow")
+    empty, x = np.zeros(0, np.float16), np.zeros(8, np.float16)
+    for arguments in ((empty, x, None), (x, empty, None), (None, x, None)):
+        with pytest.raises(emulator.OutOfBounds):
+            kernel(1, 1, 0, arguments)
+
+
 def test_a_misaligned_view_stays_misaligned():
     x, y = numbers(65), np.zeros(65, np.float32)
     kernel = Emulator(FOLDER).compile(spec("vectors.cu", "copy"))
@@ -129,7 +141,7 @@ def test_what_a_launch_writes_the_next_may_read():
     kernel(1, 8, 0, (workspace, np.zeros(8), struct(width=1)))
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 GOOD = (np.zeros(4), np.zeros(4), struct(width=1))
 READ_ONLY = np.zeros(4)
@@ -198,7 +210,7 @@ def test_refuses_unknown_options():
         Emulator(sanitize=True)
 
 
-# --- building ------------------------------------------------------------------------------------------------------------
+# --- building ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_compiler_error_is_shown():
@@ -246,7 +258,19 @@ def test_missing_tools_fail_in_ci_and_skip_elsewhere(monkeypatch):
         emulator.require()
 
 
-# --- the front door ------------------------------------------------------------------------------------------------------
+def test_without_assembly():
+    environment = {**os.environ, "GSPN2_EMULATOR_RUNTIME_FLAGS": "-DEMULATOR_UCONTEXT"}
+    cases = {"scan/none": "right", "scan/no_barrier": "DataRace", "copy/null_pointer": "OutOfBounds"}
+    command = [sys.executable, "-m", "emulator.planted.report", *cases]
+    here = Path(__file__).parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for line, expected in zip(done.stdout.splitlines(), cases.items(), strict=True):
+        assert line.startswith(" ".join(expected))
+
+
+# --- the front door ---------------------------------------------------------------------------------------------------
 
 
 def test_public_functions_run_through_the_kernels():

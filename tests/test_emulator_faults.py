@@ -174,7 +174,7 @@ SANITIZED = {
 
 
 def test_sanitizers_find():
-    done = emulator.run_sanitized(["-m", "emulator.planted.sanitized", *SANITIZED])
+    done = emulator.run_sanitized(["-m", "emulator.planted.report", "--sanitize", *SANITIZED])
     outcomes = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert done.returncode == 0, done.stderr
     for case, expected in SANITIZED.items():

@@ -1,4 +1,4 @@
-"""Runs the library's CUDA sources on the CPU, under a fault detector. docs/emulator.md says how, and what it cannot show.
+"""Runs the library's CUDA sources on the CPU, under a fault detector. docs/emulator.md says how, and its limits.
 
 from emulator import emulated
 

@@ -141,6 +141,7 @@ def build_runtime() -> Path:
     tools = toolchain()
     sources = sorted(RUNTIME.glob("*.cpp"))
     flags = ("-std=c++17", "-O2", "-g1", "-fPIC", "-shared", "-Wall", "-Wextra")
+    flags += tuple(os.environ.get("GSPN2_EMULATOR_RUNTIME_FLAGS", "").split())
     target = tools.cache / f"runtime-{digest(tools.version, *flags, *sorted(RUNTIME.iterdir()))}.so"
     if not target.exists():
         with replacing(target) as partial:

@@ -1,7 +1,7 @@
 """Copies of a launch's arrays in the emulator's memory: exact in size and alignment, and byte by byte in state.
 
-Arrays that overlap share a copy, as they share memory. An array may be a strided view: its copy spans all bytes from the
-lowest to the highest that the view touches, and the holes between its elements are not accessible.
+Arrays that overlap share a copy, as they share memory. An array may be a strided view: its copy spans all bytes from
+the lowest to the highest that the view touches, and the holes between its elements are not accessible.
 """
 
 from __future__ import annotations
@@ -106,15 +106,14 @@ class Staging:
 
 
 def group_by_memory(arrays: dict[int, np.ndarray]) -> list[Group]:
-    spans = sorted((*(byte_bounds(a) if a.size else (a.ctypes.data,) * 2), i) for i, a in arrays.items())
     groups: list[Group] = []
-    for start, stop, i in spans:
-        if groups and start < groups[-1].stop and start != stop:
+    for start, stop, i in sorted((*byte_bounds(a), i) for i, a in arrays.items() if a.size):
+        if groups and start < groups[-1].stop:
             groups[-1].stop = max(groups[-1].stop, stop)
         else:
             groups.append(Group(start, stop))
         groups[-1].members.append(i)
-    return groups
+    return groups + [Group(a.ctypes.data, a.ctypes.data, [i]) for i, a in arrays.items() if not a.size]
 
 
 def as_bytes(array: np.ndarray) -> np.ndarray:

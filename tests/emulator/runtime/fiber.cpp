@@ -22,7 +22,11 @@ char* reserve_stacks() {
 }
 
 char* const stacks = reserve_stacks();
-size_t guarded = 0;
+size_t guarded = 0;  // how many stacks have their guard page
+
+// ASan must know which stack is in use. The OS thread's own is learnt when a fiber starts.
+const void* main_stack = nullptr;
+size_t main_stack_bytes = 0;
 
 }  // namespace
 
@@ -34,10 +38,6 @@ char* fiber_stack(size_t index) {
 bool is_fiber_stack(const void* address) {
   return static_cast<size_t>(static_cast<const char*>(address) - stacks) < kStrideBytes * kMaximumFibers;
 }
-
-// ASan must know which stack is in use. The OS thread's own stack is learnt when the first fiber starts.
-static const void* main_stack = nullptr;
-static size_t main_stack_bytes = 0;
 
 void finish_first_switch() {
   after_switch(nullptr, &main_stack, &main_stack_bytes);

@@ -3,9 +3,12 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__)
+// Switching is a dozen instructions on x86-64; elsewhere, or if asked for, the C library's several times slower way.
+#if !defined(__x86_64__) && !defined(EMULATOR_UCONTEXT)
+#define EMULATOR_UCONTEXT
+#endif
+#ifdef EMULATOR_UCONTEXT
 #include <ucontext.h>
-#define EMULATOR_UCONTEXT 1
 #endif
 
 namespace emulator {

@@ -26,8 +26,8 @@ void on_signal(int number, siginfo_t* info, void* context) {
   const char* what = number == SIGFPE                ? "division by zero"
                      : is_fiber_stack(info->si_addr) ? "stack overflow, or a local variable of another thread"
                                                      : "access to an invalid or misaligned address";
-  fail("bounds", format("%s\n  %s, address %p, %s", what, name_of(self()).c_str(), info->si_addr,
-                        name_of_code(code_of(context)).c_str()));
+  fail(number == SIGFPE ? "undefined" : "bounds", format("%s\n  %s, address %p, %s", what, name_of(self()).c_str(),
+                                                         info->si_addr, name_of_code(code_of(context)).c_str()));
 }
 
 // ASan goes on after its report; the launch ends when the kernel next comes to the scheduler.

@@ -1,6 +1,8 @@
-"""Run in a sanitized process: prints what each planted fault is reported as, and checks the shipped kernels.
+"""Run in a process of its own: prints what planted faults are reported as, and whether shipped kernels are right.
 
-One line a case: "case bug: class of the fault, or wrong, or right: the first source line named".
+    python -m emulator.planted.report [--sanitize] case/bug … direction/dtype …
+
+One line for each: itself; then the fault's class, "right" or "wrong"; then the first source line that a fault names.
 """
 
 import re
@@ -13,16 +15,16 @@ from emulator import Emulator, EmulatorFault, emulated
 from emulator.planted.cases import CASES, FOLDER
 
 
-def planted(case, bug):
+def planted(case, bug, sanitize):
     try:
-        actual, expected = CASES[case](Emulator(FOLDER, sanitize=True), bug)
+        actual, expected = CASES[case](Emulator(FOLDER, sanitize=sanitize), bug)
     except EmulatorFault as fault:
         place = re.search(r"\w+\.cu:\d+", str(fault))
         return f"{type(fault).__name__}: {place and place[0]}"
     return "right: None" if np.allclose(actual, expected) else "wrong: None"
 
 
-def shipped(direction, dtype):
+def shipped(direction, dtype, sanitize):
     rng = np.random.default_rng(0)
     x, lam, dh = (rng.standard_normal((1, 2, 9, 13)).astype(dtype) for _ in range(3))
     weight = rng.uniform(0, 0.3, (1, 1, 3, 9, 13)).astype(dtype)
@@ -31,7 +33,7 @@ def shipped(direction, dtype):
         gspn2_cupy.line_scan(x, weight, lam, **options),
         *gspn2_cupy.line_scan_backward(dh, x, weight, lam, **options)[:3],
     ]
-    with emulated(sanitize=True) as device:
+    with emulated(sanitize=sanitize) as device:
         actual = [
             gspn2_cupy.line_scan(x, weight, lam, **options),
             *gspn2_cupy.line_scan_backward(dh, x, weight, lam, **options)[:3],
@@ -42,7 +44,8 @@ def shipped(direction, dtype):
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        case, bug = argument.split("/")
-        outcome = shipped(case, bug) if case in gspn2_cupy.ALL_DIRECTIONS else planted(case, bug)
+    sanitize = "--sanitize" in sys.argv
+    for argument in (a for a in sys.argv[1:] if "/" in a):
+        first, second = argument.split("/")
+        outcome = (shipped if first in gspn2_cupy.ALL_DIRECTIONS else planted)(first, second, sanitize)
         print(f"{argument} {outcome}", flush=True)
