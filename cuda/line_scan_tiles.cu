@@ -17,7 +17,7 @@
 // Bytes moved: x, λ, h once per pixel and channel, three weights once per pixel and SETS·CHANNELS channels; and the share
 // 2·HALO / BLOCK_ROWS of the reads again, from L2.
 // Specialised by SCALAR, STATE (float), OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, CHANNELS, SETS, WARPS, COPIERS, LINES, HALO,
-// STAGES, GROUP (lines that a lane loads at once; VECTOR along the scan).
+// STAGES, GROUP (lines that a lane loads at once; VECTOR along the scan), BLOCKS (that a multiprocessor must hold at once).
 #include "tile_ring.cuh"
 
 using namespace gspn2;
@@ -43,7 +43,7 @@ __device__ __forceinline__ State opened(unsigned long long word) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     line_scan_tiles(const SCALAR* x,           // [B, C, T, I]
                     const SCALAR* weight,      // [B, G, 3, T, I]
                     const SCALAR* lam,         // [B, C, T, I] or null: 1

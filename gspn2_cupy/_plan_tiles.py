@@ -54,18 +54,16 @@ def tiles_plan(
     if along and tiles.warps > 1:
         shared += 2 * block_channels * array_vectors * 16
     threads = 32 * (tiles.warps * tiles.sets + tiles.copiers)
+    if tiles.halo and tiles.warps > 1:
+        shared += 2 * block_channels * block_rows * 4
+    registers = 128 if x.itemsize == 4 else 168 if tiles.channels == 1 else 224
+    blocks = min(limits.shared_bytes_per_multiprocessor // (shared + 1024), 65536 // (registers * threads), 16)
+    blocks = max(blocks, 1)
     if tiles.halo:
-        shared += 2 * block_channels * block_rows * 4 if tiles.warps > 1 else 0
-        owned = block_rows - 2 * tiles.halo
-        count = -(-width // owned)
+        count = -(-width // (block_rows - 2 * tiles.halo))
         step = math.lcm(tiles.rows, 1 if along else vector)
         band_rows = -(-(-(-width // count)) // step) * step
-        blocks = min(
-            limits.shared_bytes_per_multiprocessor // (shared + 1024),
-            65536 // (256 * threads),
-        )
-        resident = blocks * limits.multiprocessors
-        concurrent = units if count == 1 else min(units, resident // count)
+        concurrent = units if count == 1 else min(units, blocks * limits.multiprocessors // count)
         geometry["bands"] = (count, band_rows, 1)
         grid = concurrent * count
     else:
@@ -88,6 +86,7 @@ def tiles_plan(
         "HALO": tiles.halo,
         "STAGES": tiles.stages,
         "GROUP": vector if along else tiles.group,
+        "BLOCKS": blocks,
     }
     return LaunchPlan(
         spec=KernelSpec(
