@@ -36,6 +36,7 @@ PLANTED = {
     ("reverse_tiles", "no_barrier"): (RACE, ("thread", "random")),
     ("reverse_tiles", "overwrites_tile"): ((RACE, COPY), ("thread", "random")),
     ("reverse_tiles", "never_waited"): (COPY, ("thread", "random")),
+    ("reverse_tiles", "copied_twice"): (COPY, ()),
     ("reverse_tiles", "misaligned"): (MISALIGNED, ("thread", "random")),
     ("reverse_tiles", "reads_past_end"): (BOUNDS, ()),
     ("pass_along", "wrong_tag"): (emulator.Deadlock, ("thread", "random")),

@@ -1,10 +1,6 @@
-"""Runs the library's CUDA sources on the CPU, under a fault detector. docs/emulator.md says how, and its limits.
+"""Runs the library's CUDA sources on the CPU, under a fault detector: docs/emulator.md.
 
-from emulator import emulated
-
-with emulated(seed=0, schedule="random", detect=True) as device:
-    h = gspn2_cupy.line_scan(x, weight, lam, direction="left_to_right")  # NumPy arrays in and out
-assert device.launches > 0
+`emulated` is the front door, `Emulator` the launcher itself.
 """
 
 from __future__ import annotations

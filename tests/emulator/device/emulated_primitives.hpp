@@ -33,8 +33,8 @@ inline void copy_async_commit() {
 
 // Waits until all but the kGroupsLeft youngest groups of this thread's copies are done.
 template <int kGroupsLeft>
-inline void copy_async_wait(EMULATOR_SITE) {
-  emulator::copy_async_wait(kGroupsLeft, {file, line});
+inline void copy_async_wait() {
+  emulator::copy_async_wait(kGroupsLeft);
 }
 
 // A relaxed 8-byte store that other blocks of a cooperative launch see whole, and the wait for a word whose high half

@@ -8,6 +8,7 @@ enum Bug {
   no_barrier,       // waited for by each thread, but read by others
   overwrites_tile,  // the next copy starts into a tile that others still read
   never_waited,     // a copy is left over at the end
+  copied_twice,     // two copies into one place are on their way at once
   misaligned,
   reads_past_end,
 };
@@ -24,6 +25,7 @@ __device__ __forceinline__ void fetch(float* tile, const float* x, long long fir
   valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
   if (BUG == reads_past_end) valid = 4;
   gspn2::copy_async_16(tile + 4 * threadIdx.x, x + i + (BUG == misaligned), static_cast<int>(valid) * 4);
+  if (BUG == copied_twice) gspn2::copy_async_16(tile + 4 * threadIdx.x, x + i, static_cast<int>(valid) * 4);
   gspn2::copy_async_commit();
 }
 

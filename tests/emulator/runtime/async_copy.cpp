@@ -31,8 +31,8 @@ void move(PendingCopy& copy) {
 // A copy reads and writes at some time between its issue and its wait, so it is checked at both.
 void check(const PendingCopy& copy) {
   if (!launch->request.detect) return;
-  check_access(copy.global, copy.valid_bytes, {false, false, true}, false, copy.address);
-  check_access(copy.shared, copy.bytes, {true, false, true}, true, copy.address);
+  check_access(copy.global, copy.valid_bytes, {false, false, true}, false, copy.code);
+  check_access(copy.shared, copy.bytes, {true, false, true}, true, copy.code);
 }
 
 void finish(PendingCopy& copy) {
@@ -82,7 +82,7 @@ void copy_async_commit() {
   ++thread.open_group;
 }
 
-void copy_async_wait(int groups_left, Site) {
+void copy_async_wait(int groups_left) {
   Thread& thread = self();
   const auto done = [&](const PendingCopy& copy) { return copy.group < thread.open_group - groups_left; };
   for (PendingCopy& copy : thread.copies)

@@ -62,7 +62,7 @@ struct Check {
       any |= state[i];
     }
     if (!(all & kAccessible)) fail("bounds", "between the elements of a strided array\n  " + describe());
-    if (any & kInFlight && !use.copy) report_in_flight(state);
+    if (any & kInFlight) report_in_flight(state);
     if (use.write) {
       if (!(all & kWritable)) fail("bounds", "written through a pointer to read-only memory\n  " + describe());
       for (size_t i = 0; i < bytes; ++i) state[i] |= kInitialised;

@@ -39,7 +39,7 @@ void atomic_access(const void* address, size_t bytes, Atomic how);
 // Asynchronous copies of one thread from global to shared memory.
 void copy_async(void* shared, const void* global, size_t bytes, size_t valid_bytes, Site site);
 void copy_async_commit();
-void copy_async_wait(int groups_left, Site site);
+void copy_async_wait(int groups_left);
 
 // Words that blocks of a cooperative launch exchange.
 void publish(unsigned long long* slot, unsigned long long value);

@@ -10,9 +10,9 @@
 
 namespace emulator {
 
-// ---- What Python passes (mirrored by ctypes structures in _runtime.py) ----------------------------------------------
+// ---- What Python passes (mirrored by ctypes structures in _launcher.py) ----------------------------------------------
 
-// Memory of one or more arguments, inside the arena. One state byte per byte of memory, see detector.hpp.
+// Memory of one or more arguments, inside the arena. One state byte per byte of memory, see memory.hpp.
 struct RegionRequest {
   uint64_t offset;
   uint64_t bytes;
@@ -52,7 +52,7 @@ struct PendingCopy {
   int group;  // number of the commit that closed it, or of the one to come
   bool moved;
   Site site;
-  const void* address;
+  const void* code;
 };
 
 struct Thread {

@@ -79,8 +79,11 @@ void report_deadlock() {
         seen.emplace_back(name_of(thread) + reason, 0);
     }
   }
+  unsigned returned = 0;
+  for (const Block& block : launch->blocks) returned += block.threads.size() - block.alive;
   for (auto& [reason, more] : seen)
     text += "\n  " + reason + (more ? format(" (and %d more threads)", more) : std::string());
+  if (returned) text += format("\n  %u threads have returned", returned);
   note_fault("deadlock", text);
 }
 
