@@ -21,10 +21,11 @@ __device__ __forceinline__ void block_sync() { asm volatile("barrier.sync 0;" ::
 
 // --- asynchronous copies from global to shared memory (sm_80) ---------------------------------------------------------
 
-// Start copying 16 bytes, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0.
+// Start copying 16 bytes, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0. The 256 bytes
+// around them are asked into L2: on an H200, rows read 64 bytes at a time came at 0.59 of a copy's speed without, 0.92 with.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, int valid_bytes) {
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(valid_bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(valid_bytes) : "memory");
 }
 
 // Close the group of copies that this thread has started since the last one.
