@@ -137,7 +137,7 @@ def test_what_a_launch_writes_the_next_may_read():
     kernel(1, 5, 0, (workspace, np.zeros(8), struct(width=1)))
     with pytest.raises(emulator.UninitialisedRead, match="of argument 0"):
         kernel(1, 6, 0, (workspace, np.zeros(8), struct(width=1)))
-    workspace[5:] = 0  # Python may write there too
+    workspace[5:] = np.frombuffer(b"\x01" + b"\xff" * 7)  # Python may write there too, even bytes of the poison
     kernel(1, 8, 0, (workspace, np.zeros(8), struct(width=1)))
 
 

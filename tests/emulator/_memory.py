@@ -50,10 +50,17 @@ class Allocations:
 
     def overlapping(self, start: int, stop: int):
         """Yield (first address, written flags) of every allocation in a span, cut to the span."""
-        for first, (_, written) in self._written.items():
+        for first, (array, written) in self._written.items():
             low, high = max(first, start), min(first + written.size, stop)
             if low < high:
+                note_what_python_wrote(array(), written)
                 yield low, written[low - first : high - first]
+
+
+def note_what_python_wrote(array: np.ndarray, written: np.ndarray) -> None:
+    """Count elements as written that are not all poison any more."""
+    elements = array.reshape(-1).view(np.uint8).reshape(-1, array.itemsize)
+    written.reshape(elements.shape)[(elements != POISON).any(axis=1)] = 1
 
 
 class Staging:
@@ -92,9 +99,7 @@ class Staging:
             touched |= ACCESSIBLE | INITIALISED | (WRITABLE if i in self.writable else 0)
         for low, written in self.allocations.overlapping(group.start, group.stop):
             part = slice(low - group.start, low - group.start + written.size)
-            # Python may have written there too: then it is not poison any more.
-            never = (written == 0) & (memory[part] == POISON)
-            group.state[part][never] &= ~np.uint8(INITIALISED)
+            group.state[part][written == 0] &= ~np.uint8(INITIALISED)
 
     def copy_out(self) -> None:
         for i in self.writable & self.copies.keys():
