@@ -209,16 +209,18 @@ def test_weights_without_a_neighbour_are_never_used(backend, direction, chunk, j
 @every_dtype
 @pytest.mark.parametrize("where", ["x", "lam", "weight", "h0"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_nan_and_infinity_propagate(backend, direction, dtype, where, value):
-    # 8 x 9: the cone behind the one bad element reaches neither all pixels nor only its own line
-    case = make_scan((1, 2, 8, 9), direction, dtype, h0=True)
+@pytest.mark.parametrize("chunk", [None, 3])  # the bad element stands in the second chunk: the third stays clean
+def test_nan_and_infinity_propagate(backend, direction, dtype, where, value, chunk):
+    # 9 x 9: the cone of one bad element in the middle reaches neither all pixels nor only its own line
+    case = make_scan((1, 2, 9, 9), direction, dtype, h0=True)
     bad = getattr(case, where)
     bad[(0, 1, 4) if where == "h0" else (0, 0, 1, 4, 4) if where == "weight" else (0, 1, 4, 4)] = value
-    h, h_last = scan(backend, case, return_last=True)
+    h, h_last = scan(backend, case, chunk=chunk, return_last=True)
     with np.errstate(all="ignore"):
-        truth, last_truth = loops.line_scan(case.x, case.weight, case.lam, **case.options())
+        truth, last_truth = loops.line_scan(case.x, case.weight, case.lam, **case.options(chunk))
     assert np.isfinite(truth).any()
     assert not np.isfinite(truth).all()
+    assert np.isfinite(last_truth).all() == (chunk is not None)
     for a, b in ((h, truth), (h_last, last_truth)):
         finite = assert_same_nonfinite(a, b)
         assert_close(a[finite], b[finite], a.dtype)
