@@ -8,6 +8,9 @@ pytest.mark.functions("line_scan")`. It then runs once per backend that has them
     cuda         CuPy arrays through the CUDA sources on a GPU (marker `gpu`), where there is one
 
 Memory that a backend hands out uninitialised is full of NaN, so an element that nobody wrote shows in the result.
+
+Each emulated test has a schedule and a seed of its own, which follow from its name and are printed when it fails;
+GSPN2_EMULATOR_SEED=1, 2, … gives all of them others.
 """
 
 import importlib.util

@@ -83,6 +83,23 @@ def test_data_types(backend, direction, method, dtype):
     )
 
 
+@every_method
+@pytest.mark.parametrize("leading", [(), (4,), (2, 1, 2)], ids=str)
+def test_leading_axes_are_free(backend, method, leading):
+    logits, dweight = random_logits((4, 1, 3, 4, 5), "float32"), random_upstream((4, 1, 3, 4, 5), "float32")
+    if leading == ():
+        logits, dweight = logits[:1], dweight[:1]
+    options = {"direction": "top_to_bottom", "method": method}
+    shape = (*leading, 3, 4, 5)
+    for function, arrays in (
+        (gspn2_cupy.normalize_weights, [logits]),
+        (gspn2_cupy.normalize_weights_backward, [dweight, logits]),
+    ):
+        expected = backend(function, *arrays, **options)
+        actual = backend(function, *(a.reshape(shape) for a in arrays), **options)
+        assert_same_bits(actual, expected.reshape(shape))
+
+
 def test_sigmoid_is_the_default(backend):
     logits = random_logits((1, 1, 3, 4, 5), "float32")
     dweight = random_upstream(logits.shape, "float32")

@@ -148,6 +148,25 @@ def test_gradients_are_the_transposed_map(backend, case, chunk):
     assert abs(there - back) <= 1e-12 * size
 
 
+@pytest.mark.functions("normalize_weights", "normalize_weights_backward")
+@given(
+    unit=units(), method=st.sampled_from(["sigmoid", "softmax"]), layout=layouts, stretch=st.sampled_from([1, 8, 30])
+)
+def test_normalize_weights(backend, unit, method, layout, stretch):
+    direction = unit.directions[0]
+    options = {"direction": direction, "method": method}
+    logits = unit.weight[:, 0] * unit.weight.dtype.type(stretch)  # 30: beyond the limit at -40
+    dweight = np.flip(logits, -1) / logits.dtype.type(stretch)
+    weight = backend(gspn2_cupy.normalize_weights, laid_out(backend, logits, layout), **options)
+    truth = loops.normalize_weights(logits, **options)
+    assert_close(weight, truth, logits.dtype, scale=truth)
+    arrays = [laid_out(backend, a, layout) for a in (dweight, logits)]
+    dlogits = backend(gspn2_cupy.normalize_weights_backward, *arrays, **options)
+    size = np.abs(dweight.astype(np.float64))
+    scale = truth * (size + np.sum(truth * size, axis=-3, keepdims=True))
+    assert_close(dlogits, loops.normalize_weights_backward(dweight, logits, **options), logits.dtype, scale=scale)
+
+
 @pytest.mark.functions("propagate")
 @given(unit=units(), chunk=chunks, layout=layouts)
 def test_propagate(backend, unit, chunk, layout):
