@@ -13,7 +13,7 @@ from multiprocessing import get_context
 
 import cupy as cp
 
-from gspn2_cupy import _device, _launch, _plan, _plan_tiles
+from gspn2_cupy import _launch, _plan, _plan_tiles, _steps
 
 SHAPES = {
     "batch": (16, 8, 1024, 1024),
@@ -28,7 +28,25 @@ SHAPES = {
 }
 
 
-LIMIT = 70  # shapes tried per case
+LIMIT = 40  # shapes tried per case
+COPY = cp.RawKernel(
+    """extern "C" __global__ void copy(const double2* from, double2* to, long long count) {
+         for (long long i = blockIdx.x * 512ll + threadIdx.x; i < count; i += gridDim.x * 512ll) to[i] = from[i];
+       }""",
+    "copy",
+)
+
+
+def layout_of(array):
+    kind = data_type_of(array.dtype)
+    return _plan.Layout(array.shape, tuple(n // kind.itemsize for n in array.strides), kind.c_name, kind.itemsize)
+
+
+def plain_scan(launcher, x, weight, lam, h0, h, h_last, direction, chunk):
+    plan = _plan.line_scan_forward(
+        direction, chunk, layout_of(x), layout_of(weight), layout_of(lam), None, layout_of(h), None
+    )
+    _launch.run(launcher, plan, x, weight, lam, None, h, None, cp.empty(plan.workspace, "float32"))
 
 
 def timed(run, sets, repeats=5):
@@ -58,21 +76,24 @@ def candidates(shape, direction, dtype, groups, width):
     vector = 16 // cp.dtype(dtype).itemsize
     along = direction in _plan.HORIZONTAL
     per_group = shape[1] // groups
-    shares = [(c, s) for c, s in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (4, 1)) if per_group % (c * s) == 0]
+    shares = [(c, s) for c, s in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (1, 8)) if per_group % (c * s) == 0]
     whole = width <= 128
-    if along:
-        rows = [r for r in (1, 2, 4) if width <= 32 * r and width % r == 0] if whole else [4]
-        grid = itertools.product(rows, shares, (1, 2), (2, 4), (2 * vector, 4 * vector), (2, 3, 4), (vector,))
-    else:
-        grid = itertools.product((vector,), shares, (1, 2, 4), (1, 2, 4), (4, 8), (2, 3, 4), (2, 4))
-    for r, (c, sets), warps, copiers, lines, stages, group in grid:
+    rows = [r for r in (1, 2, 4) if width % r == 0] if along else [vector]
+    depths = (2 * vector, 4 * vector) if along else (4, 8)
+    groups_of_lines = (vector,) if along else (2, 4)
+    for r, (c, sets), copiers, lines, stages, group in itertools.product(
+        rows, shares, (1, 2, 4), depths, (2, 3, 4), groups_of_lines
+    ):
         if width <= 32 * r:
-            if warps == 1:
-                yield _plan_tiles.Tiles(r, c, sets, 1, copiers, lines, 0, stages, group)
+            yield _plan_tiles.Tiles(r, c, sets, 1, copiers, lines, 0, stages, group)
         elif not whole:
-            for halo in {lines} if along else {16, 32}:
-                if halo % lines == 0 and halo % r == 0 and halo % vector == 0:
-                    yield _plan_tiles.Tiles(r, c, sets, warps, copiers, lines, halo, stages, group)
+            for halo, cluster in itertools.product((8, 16, 32), (2, 4, 8)):
+                step = 32 * r - 2 * halo
+                if halo % lines or halo % r or halo % vector or step <= 0:
+                    continue
+                warps = max(1, -(-(-(-width // cluster) + 2 * halo - 32 * r) // step) + 1)
+                if warps * sets + copiers <= 24:
+                    yield _plan_tiles.Tiles(r, c, sets, warps, copiers, lines, halo, stages, group, cluster)
 
 
 def compile_one(spec):
@@ -95,14 +116,15 @@ def main():
     records = []
     cases = list(itertools.product(options.shapes, options.cases, options.directions))
     started = time.time()
-    specs = {plan.spec for case in cases for _, plan in plans(launcher.limits, *case)}
+    chosen = {case: list(itertools.islice(plans(launcher.limits, *case), LIMIT)) for case in cases}
+    specs = {plan.spec for tried in chosen.values() for _, plan in tried}
     with ProcessPoolExecutor(14, mp_context=get_context("spawn")) as pool:
         list(pool.map(compile_one, specs, chunksize=4))
     print(f"compiled {len(specs)} in {time.time() - started:.0f} s", flush=True)
     deadline = time.time() + options.seconds
     for left, (name, case, direction) in zip(range(len(cases), 0, -1), cases, strict=True):
         budget = (deadline - time.time()) / left
-        records += sweep(launcher, name, case, direction, time.time() + budget)
+        records += sweep(launcher, name, case, direction, chosen[name, case, direction], time.time() + budget)
         if options.output:
             with open(options.output, "w") as file:
                 json.dump(records, file)
@@ -116,8 +138,8 @@ def once(launcher, options):
     shape = SHAPES[name]
     x, weight, lam, h = arrays(shape, data_type(dtype), shape[1] if sharing == "PC" else 1)
     tiles = _plan_tiles.Tiles(*map(int, options.tiles.split(",")))
-    layouts = [_device._layout(a) for a in (x, weight, lam)]
-    plan = _plan_tiles.tiles_plan(launcher.limits, tiles, direction, None, *layouts, None, _device._layout(h), None)
+    layouts = [_steps.layout(a) for a in (x, weight, lam)]
+    plan = _plan_tiles.tiles_plan(launcher.limits, tiles, direction, None, *layouts, None, _steps.layout(h), None)
     print(plan)
     mail = cp.zeros(plan.workspace, "uint64") if plan.workspace else None
     for _ in range(2):
@@ -149,7 +171,7 @@ def plans(limits, name, case, direction):
     dtype, sharing = case.split()
     batch, channels, height, width = shape = SHAPES[name]
     groups = channels if sharing == "PC" else 1
-    kind = _device.data_type(cp.dtype(data_type(dtype)))
+    kind = _steps.data_type(cp.dtype(data_type(dtype)))
 
     def layout(*shape):
         strides = [1]
@@ -163,13 +185,13 @@ def plans(limits, name, case, direction):
     across = height if direction in _plan.HORIZONTAL else width
     tried = list(candidates(shape, direction, data_type(dtype), groups, across))
     random.Random(name + case).shuffle(tried)
-    for tiles in tried[:LIMIT]:
+    for tiles in tried:
         plan = _plan_tiles.tiles_plan(limits, tiles, direction, None, x, weight, x, None, x, None)
-        if 16000 < plan.shared_bytes <= limits.shared_bytes_per_block and plan.grid[0] > 0:
+        if plan is not None and plan.shared_bytes > 16000:
             yield tiles, plan
 
 
-def sweep(launcher, name, case, direction, deadline):
+def sweep(launcher, name, case, direction, tried, deadline):
     dtype, sharing = case.split()
     dtype = data_type(dtype)
     shape = SHAPES[name]
@@ -179,20 +201,19 @@ def sweep(launcher, name, case, direction, deadline):
     count = max(2, min(24, int(6e8 // (elements * itemsize)) + 1))
     sets = [arrays(shape, dtype, groups) for _ in range(count)]
     moved = elements * itemsize
-    half = [(cp.empty(moved // 2, "int8"), cp.empty(moved // 2, "int8")) for _ in range(count)]
-    copy = timed(lambda s: cp.copyto(s[1], s[0]), half)
+    half = [(cp.empty(moved // 32, "complex128"), cp.empty(moved // 32, "complex128")) for _ in range(count)]
+    copy = timed(lambda s: COPY((132 * 8,), (512,), (s[0], s[1], s[0].size)), half)
     del half
     x, weight, lam, h = sets[0]
     expected = cp.empty_like(x)
-    _device._scan(launcher, x, weight, lam, None, expected, None, direction, None)
+    _steps.scan(launcher, x, weight, lam, None, expected, None, direction, None)
     plain = float("nan")
     if moved < 5e8:
-        plain = timed(lambda s: _device._scan(launcher, *s[:3], None, s[3], None, direction, None), sets, 1)
+        plain = timed(lambda s: _steps.scan(launcher, *s[:3], None, s[3], None, direction, None), sets, 1)
     print(f"\n{name} {case} {direction}: {moved / 1e6:.1f} MB, copy {copy * 1e3:.1f} us = {moved / copy / 1e9:.2f} TB/s, "
           f"plain {plain * 1e3:.1f} us score {copy / plain:.2f}", flush=True)
     records = [dict(shape=name, case=case, direction=direction, copy=copy, plain=plain, moved=moved)]
     results = []
-    tried = list(plans(launcher.limits, name, case, direction))
     for tiles, plan in tried:
         if time.time() > deadline:
             break

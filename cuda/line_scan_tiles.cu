@@ -9,15 +9,16 @@
 //   HALO = 0: a block holds one slice or several whole small ones, side by side (bands.units), in one warp per channel set.
 //   HALO > 0: a slice is cut into bands of rows, WARPS warps to a block, each overlapping its neighbours by HALO rows on both
 //             sides. What a warp computes in its halo becomes wrong from the outside in, a row per line; every HALO lines
-//             the halo is refreshed from the warp that owns it, through shared memory within a block, through tagged words
-//             in global memory between blocks, which must then all be resident (a cooperative launch).
+//             the halo is refreshed from the warp that owns it: through shared memory within a block, and between blocks,
+//             which must all run at the same time, through tagged words. With CLUSTER > 1 the bands of a slice are a
+//             cluster and the words lie in its shared memory; otherwise in global memory (a cooperative launch).
 //
 // ALONG = 1: pixels are contiguous along the scan (horizontal scans); REVERSED = 1: it runs towards lower addresses.
 // ALONG = 0: pixels are contiguous across the scan (vertical scans); lanes write h themselves.
 // Bytes moved: x, λ, h once per pixel and channel, three weights once per pixel and SETS·CHANNELS channels; and the share
 // 2·HALO / BLOCK_ROWS of the reads again, from L2.
 // Specialised by SCALAR, STATE (float), OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, CHANNELS, SETS, WARPS, COPIERS, LINES, HALO,
-// STAGES, GROUP (lines that a lane loads at once; VECTOR along the scan), BLOCKS (that a multiprocessor must hold at once).
+// STAGES, GROUP (lines that a lane loads at once; VECTOR along the scan), BLOCKS (that a multiprocessor must hold at once), CLUSTER.
 #include "tile_ring.cuh"
 
 using namespace gspn2;
@@ -26,13 +27,14 @@ namespace {
 
 constexpr int LANE_VECTORS = ALONG ? ROWS : ROWS / VECTOR * GROUP;  // vectors of an array that a lane reads at once
 
-// Where a block finds the edge rows of its neighbour: side 0 is above, 1 below. A word carries the number of its exchange, so
+// Where a block finds the edge rows of its neighbour: side 0 is above, 1 below, among its own boxes. A word carries the number of its exchange, so
 // a box needs no emptying, and three boxes in turn do: a warp publishes exchange e + 1 when all warps of its block have met
 // after exchange e, so they all have read e − 1; whoever reads e + 1 may therefore fill the box of e − 1 with e + 2.
 constexpr int BOXES = 3;
-__device__ __forceinline__ unsigned long long* mailbox(unsigned long long* mail, long long block, int side,
-                                                       unsigned exchange, int channel) {
-  return mail + (((block * 2 + side) * BOXES + exchange % BOXES) * BLOCK_CHANNELS + channel) * HALO;
+constexpr int BOX_WORDS = 2 * BOXES * BLOCK_CHANNELS * HALO;
+__device__ __forceinline__ unsigned long long* mailbox(unsigned long long* mail, int side, unsigned exchange,
+                                                       int channel) {
+  return mail + ((side * BOXES + exchange % BOXES) * BLOCK_CHANNELS + channel) * HALO;
 }
 __device__ __forceinline__ unsigned long long sealed(State value, unsigned exchange) {
   return static_cast<unsigned long long>(exchange) << 32 | __float_as_uint(value);
@@ -43,20 +45,26 @@ __device__ __forceinline__ State opened(unsigned long long word) {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+#if CLUSTER > 1
+#define CLUSTER_OF_BLOCKS __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define CLUSTER_OF_BLOCKS
+#endif
+
+extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     line_scan_tiles(const SCALAR* x,           // [B, C, T, I]
                     const SCALAR* weight,      // [B, G, 3, T, I]
                     const SCALAR* lam,         // [B, C, T, I] or null: 1
                     const State* h0,           // [B, C, I] or null: no previous line
                     SCALAR* h,                 // [B, C, T, I]
                     State* h_last,             // [B, C, I] or null
-                    unsigned long long* mail,  // [blocks, 2 sides, BOXES, BLOCK_CHANNELS, HALO] zeros, or null: one band
+                    unsigned long long* mail,  // [blocks, BOX_WORDS] zeros, or null: a cluster or one band
                     const Geometry geometry) {
   const Scan& scan = geometry.scan;
   const Bands& bands = geometry.bands;
   Vector* const ring = dynamic_shared<Vector>();
   Addresses& addresses = *reinterpret_cast<Addresses*>(ring + RING_VECTORS);
-  State* const edges = reinterpret_cast<State*>(&addresses + 1);  // [2][BLOCK_CHANNELS][BLOCK_ROWS], where needed
+  State* const edges = reinterpret_cast<State*>(&addresses + 1);  // [2][BLOCK_CHANNELS][BLOCK_ROWS]: between warps
 
   const bool scans = threadIdx.x < SCANNERS;
   const int lane = threadIdx.x % 32, set = threadIdx.x / 32 % SETS;
@@ -68,6 +76,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   const long long tiles = (scan.lines + LINES - 1) / LINES;
   const long long units = scan.batch * (scan.channels / BLOCK_CHANNELS);  // BLOCK_CHANNELS slices that share their weights
   unsigned exchanges = 0;
+
+  unsigned long long *mail_above = nullptr, *mail_below = nullptr;
+  if (CLUSTER > 1) {
+    mail = reinterpret_cast<unsigned long long*>(edges + (WARPS > 1 ? 2 * BLOCK_CHANNELS * BLOCK_ROWS : 0));
+    for (int k = threadIdx.x; k < BOX_WORDS; k += THREADS) mail[k] = 0;
+    cluster_sync();
+    if (band > 0) mail_above = in_block_of_cluster(mail, band - 1);
+    if (band + 1 < bands.count) mail_below = in_block_of_cluster(mail, band + 1);
+  } else if (HALO) {
+    mail += static_cast<long long>(blockIdx.x) * BOX_WORDS;
+    mail_above = mail - BOX_WORDS;
+    mail_below = mail + BOX_WORDS;
+  }
 
   for (long long unit0 = blockIdx.x / bands.count * bands.units; unit0 < units;
        unit0 += gridDim.x / bands.count * bands.units) {
@@ -222,11 +243,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
                 const int channel = set * CHANNELS + c;
                 const int from_top = row0 + r - HALO, from_bottom = band_rows - 1 - from_top;
                 if (from_top < HALO && band > 0) {
-                  publish(mailbox(mail, blockIdx.x - 1, 1, exchanges, channel) + from_top,
+                  publish(mailbox(mail_above, 1, exchanges, channel) + from_top,
                           sealed(state[c][r], exchanges));
                 }
                 if (from_bottom < HALO && band + 1 < bands.count) {
-                  publish(mailbox(mail, blockIdx.x + 1, 0, exchanges, channel) + HALO - 1 - from_bottom,
+                  publish(mailbox(mail_below, 0, exchanges, channel) + HALO - 1 - from_bottom,
                           sealed(state[c][r], exchanges));
                 }
                 if (WARPS > 1) edges[(exchanges % 2 * BLOCK_CHANNELS + channel) * BLOCK_ROWS + row0 + r] = state[c][r];
@@ -244,9 +265,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
               for (int r = 0; r < ROWS; ++r) {
                 const int channel = set * CHANNELS + c;
                 if (row0 < HALO) {
-                  state[c][r] = opened(await_tag(mailbox(mail, blockIdx.x, 0, exchanges, channel) + row0 + r, exchanges));
+                  state[c][r] = opened(await_tag(mailbox(mail, 0, exchanges, channel) + row0 + r, exchanges));
                 } else if (beyond >= 0) {
-                  state[c][r] = opened(await_tag(mailbox(mail, blockIdx.x, 1, exchanges, channel) + beyond + r, exchanges));
+                  state[c][r] = opened(await_tag(mailbox(mail, 1, exchanges, channel) + beyond + r, exchanges));
                 } else {
                   state[c][r] = edges[(exchanges % 2 * BLOCK_CHANNELS + channel) * BLOCK_ROWS + row0 + r];
                 }
@@ -266,4 +287,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     }
     block_sync();  // everyone is done with this unit's addresses and tiles
   }
+  if (CLUSTER > 1) cluster_sync();  // nobody leaves while a neighbour may still write to its shared memory
 }

@@ -39,18 +39,34 @@ __device__ __forceinline__ void copy_async_wait() {
 
 // --- words between blocks that run at the same time -------------------------------------------------------------------
 
-// Put a word where another block awaits it. The value travels inside the word, so no fence is needed.
+// Put a word where another block awaits it, in global memory or in the shared memory of the same cluster. The value travels
+// inside the word, so no fence is needed.
 __device__ __forceinline__ void publish(unsigned long long* slot, unsigned long long word) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(slot), "l"(word) : "memory");
+  asm volatile("st.relaxed.gpu.u64 [%0], %1;" ::"l"(slot), "l"(word) : "memory");
 }
 
 // Wait until the upper half of a word is `tag`, and return the word.
 __device__ __forceinline__ unsigned long long await_tag(const unsigned long long* slot, unsigned tag) {
   unsigned long long word;
   do {
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(slot) : "memory");
+    asm volatile("ld.relaxed.gpu.u64 %0, [%1];" : "=l"(word) : "l"(slot) : "memory");
   } while (static_cast<unsigned>(word >> 32) != tag);
   return word;
+}
+
+// --- clusters: blocks that run at the same time and reach each other's shared memory (sm_90) --------------------------
+
+// The place in another block's shared memory that corresponds to a place in this block's.
+template <typename T>
+__device__ __forceinline__ T* in_block_of_cluster(T* shared, int rank) {
+  unsigned long long there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+  return reinterpret_cast<T*>(there);
+}
+
+// Wait for every thread of the cluster; what was written before is seen after.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 }  // namespace gspn2

@@ -21,6 +21,7 @@ class Tiles:
     halo: int  # rows that a warp shares with each neighbour; 0: a warp holds whole slices
     stages: int  # tiles in the ring
     group: int  # lines a lane loads at once, across the scan
+    cluster: int = 1  # blocks of a cluster, which then holds a slice; 1: bands meet through global memory
 
 
 def tiles_plan(
@@ -35,8 +36,8 @@ def tiles_plan(
     h: Layout,
     h_last: Layout | None,
     reason: str = "",
-) -> LaunchPlan:
-    """Plan the tile kernel in a given shape."""
+) -> LaunchPlan | None:
+    """Plan the tile kernel in a given shape; None if it does not fit the device."""
     arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
     geometry = scan_geometry(direction, chunk, x, weight.shape[1], arrays)
     vector = 16 // x.itemsize
@@ -56,16 +57,24 @@ def tiles_plan(
     threads = 32 * (tiles.warps * tiles.sets + tiles.copiers)
     if tiles.halo and tiles.warps > 1:
         shared += 2 * block_channels * block_rows * 4
+    if tiles.cluster > 1:
+        shared += 2 * 3 * block_channels * tiles.halo * 8
     registers = 128 if x.itemsize == 4 else 168 if tiles.channels == 1 else 224
+    if shared > limits.shared_bytes_per_block:
+        return None
     blocks = min(limits.shared_bytes_per_multiprocessor // (shared + 1024), 65536 // (registers * threads), 16)
     blocks = max(blocks, 1)
     if tiles.halo:
-        count = -(-width // (block_rows - 2 * tiles.halo))
+        count = -(-width // (block_rows - 2 * tiles.halo)) if tiles.cluster == 1 else tiles.cluster
+        if -(-width // count) > block_rows - 2 * tiles.halo:
+            return None
         step = math.lcm(tiles.rows, 1 if along else vector)
         band_rows = -(-(-(-width // count)) // step) * step
-        concurrent = units if count == 1 else min(units, blocks * limits.multiprocessors // count)
+        concurrent = units if count == 1 or tiles.cluster > 1 else min(units, blocks * limits.multiprocessors // count)
         geometry["bands"] = (count, band_rows, 1)
         grid = concurrent * count
+        if grid == 0 or band_rows < tiles.halo:
+            return None
     else:
         per_block = warp_rows // width
         geometry["bands"] = (1, width, per_block)
@@ -87,6 +96,7 @@ def tiles_plan(
         "STAGES": tiles.stages,
         "GROUP": vector if along else tiles.group,
         "BLOCKS": blocks,
+        "CLUSTER": tiles.cluster,
     }
     return LaunchPlan(
         spec=KernelSpec(
@@ -96,8 +106,8 @@ def tiles_plan(
         block=(threads, 1, 1),
         shared_bytes=shared,
         geometry=geometry,
-        workspace=grid * 6 * block_channels * tiles.halo if count > 1 else 0,
+        workspace=grid * 6 * block_channels * tiles.halo if count > 1 and tiles.cluster == 1 else 0,
         bytes_moved=total_bytes(x, weight, lam, h0, h, h_last),
         reason=reason,
-        cooperative=count > 1,
+        cooperative=count > 1 and tiles.cluster == 1,
     )

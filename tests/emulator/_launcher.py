@@ -33,6 +33,7 @@ STATIC_SHARED_LIMIT = 48 * 1024
 SHARED_PER_BLOCK = 1024  # what CUDA itself takes of a multiprocessor for each block
 MAXIMUM_GRID = (2**31 - 1, 65535, 65535)
 MAXIMUM_BLOCK = (1024, 1024, 64)
+MAXIMUM_CLUSTER = 8
 
 
 class RegionRequest(ctypes.Structure):
@@ -57,6 +58,7 @@ class Request(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("preempt", ctypes.c_double),
         ("cooperative", ctypes.c_int32),
+        ("cluster", ctypes.c_int32),
         ("detect", ctypes.c_int32),
         ("schedule", ctypes.c_int32),
         ("copy_time", ctypes.c_int32),
@@ -137,6 +139,7 @@ class EmulatedKernel:
 
     def __init__(self, device: Emulator, spec: KernelSpec):
         self.device, self.spec = device, spec
+        self.cluster = int(dict(spec.defines).get("CLUSTER", 1))  # compiled in, as __cluster_dims__
         self.path = build_kernel(device.sources, spec.source, spec.entry, tuple(spec.defines), device.variant)
         self.library = ctypes.CDLL(str(self.path))
         self.library.emulator_signature.restype = ctypes.c_char_p
@@ -187,6 +190,7 @@ class EmulatedKernel:
             seed=(device.seed * 1_000_003 + device.launches) % 2**64,
             preempt=device.preempt,
             cooperative=cooperative,
+            cluster=self.cluster,
             detect=device.detect,
             schedule=SCHEDULES.index(device.schedule),
             copy_time=COPY_TIMES.index(device.async_copies),
@@ -229,6 +233,13 @@ def check_sizes(kernel, runtime, grid, block, shared_bytes, cooperative, refuse)
             f"{static} bytes of static and {shared_bytes} of dynamic shared memory; "
             f"a block may have {limits.shared_bytes_per_block}"
         )
+    if kernel.cluster > 1:
+        if limits.compute_capability < (9, 0):
+            refuse(f"clusters need compute capability 9.0; the device has {limits.compute_capability}")
+        if kernel.cluster > MAXIMUM_CLUSTER or grid[0] % kernel.cluster or cooperative:
+            refuse(f"a cluster has at most {MAXIMUM_CLUSTER} blocks and divides the grid; got {kernel.cluster}, {grid}")
+        if kernel.cluster * threads > runtime.emulator_maximum_threads():
+            refuse(f"the emulator runs {runtime.emulator_maximum_threads()} threads at once")
     if not cooperative:
         return
     blocks = grid[0] * grid[1] * grid[2]

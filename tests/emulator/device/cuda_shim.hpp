@@ -18,6 +18,7 @@
 #undef __constant__
 #undef __shared__
 #undef __launch_bounds__
+#undef __cluster_dims__
 #undef __grid_constant__
 #undef __noinline__
 #define __global__ __attribute__((noinline))
@@ -26,6 +27,7 @@
 // error, as in nvcc, and there is no hidden flag that says whether one has run.
 #define __shared__ __constinit thread_local
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __grid_constant__
 #define __restrict__ __restrict
 #define __noinline__ __attribute__((noinline))

@@ -46,4 +46,12 @@ inline unsigned long long await_tag(const unsigned long long* slot, unsigned tag
   return emulator::await_tag(slot, tag, {file, line});
 }
 
+template <typename T>
+inline T* in_block_of_cluster(T* shared, int rank) {
+  return static_cast<T*>(emulator::cluster_address(shared, rank));
+}
+inline void cluster_sync(EMULATOR_SITE) {
+  emulator::cluster_barrier({file, line});
+}
+
 }  // namespace gspn2

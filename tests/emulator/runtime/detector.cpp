@@ -1,6 +1,7 @@
 // Decides whether an access is allowed: bounds, alignment, initialised bytes, and a happens-before race check.
 //
-// Only barriers order memory. A block barrier orders everything before it with everything after it, for the block;
+// Only barriers order memory. A block barrier orders everything before it with everything after it, for the block; a
+// cluster barrier for the cluster;
 // __syncwarp does so for the lanes of its mask. Shuffles, votes, atomics, fences and published words order nothing.
 // So "a's access happened before b" needs no full vector clocks: a's time at the last block barrier and, within a
 // warp, what b has learnt of a's lane are enough.
@@ -11,7 +12,11 @@ namespace emulator {
 namespace {
 
 bool happened_before(const Access& access, const Thread& thread) {
-  if (access.block != thread.block->number) return false;
+  if (access.block != thread.block->number) {
+    const unsigned cluster = launch->request.cluster;
+    if (access.block / cluster != thread.block->number / cluster) return false;
+    return access.clock <= launch->blocks[access.block % cluster].threads[access.thread].clock_at_cluster_barrier;
+  }
   if (access.thread == thread.index) return true;
   const Thread& other = thread.block->threads[access.thread];
   if (access.clock <= other.clock_at_barrier) return true;
@@ -78,9 +83,10 @@ struct Check {
                         describe().c_str(), name_of(copy).c_str(), name_of_code(code_of(copy)).c_str()));
   }
 
-  // Shared memory is reused block after block: what an earlier block left in its cells does not count.
+  // Shared memory is reused block after block: what an earlier block, or cluster, left in its cells does not count.
   bool counts(const Access& before) const {
-    return before.clock && !(region.owner && before.block != thread.block->number);
+    const unsigned cluster = launch->request.cluster;
+    return before.clock && !(region.owner && before.block / cluster != thread.block->number / cluster);
   }
 
   void check_race(const Access& before, bool before_wrote) const {
@@ -147,7 +153,7 @@ void check_access(const void* address, size_t bytes, Use use, bool aligned, cons
   }
   const Check check{thread, *region, target, bytes, use, code};
   check.check_bytes();
-  if (region->owner && region->owner != thread.block)
+  if (region->owner && region->owner != thread.block && launch->request.cluster == 1)
     fail("bounds", "shared memory of another block\n  " + check.describe());
   check.check_cells();
 }

@@ -149,13 +149,15 @@ void set_up(Block& block, uint64_t number) {
     thread.mask = 0;
     thread.clock = 1;
     thread.clock_at_barrier = 0;
+    thread.clock_at_cluster_barrier = 0;
     memset(thread.known, 0, sizeof thread.known);
     thread.copies.clear();
     thread.open_group = 0;
   }
 }
 
-std::vector<uint64_t> order_of_blocks(uint64_t count) {
+// In which order blocks, or clusters, are run.
+std::vector<uint64_t> order_of_groups(uint64_t count) {
   std::vector<uint64_t> order(count);
   const Schedule schedule = launch->request.schedule;
   for (uint64_t i = 0; i < count; ++i) order[i] = schedule == Schedule::reverse ? count - 1 - i : i;
@@ -167,17 +169,19 @@ std::vector<uint64_t> order_of_blocks(uint64_t count) {
 void run() {
   const Request& request = launch->request;
   const uint64_t count = uint64_t{request.grid[0]} * request.grid[1] * request.grid[2];
-  const std::vector<uint64_t> order = order_of_blocks(count);
-  const size_t together = request.cooperative ? count : 1;
+  const size_t cluster = request.cluster;
+  const std::vector<uint64_t> order = order_of_groups(count / cluster);
+  const size_t together = request.cooperative ? count : cluster;
   launch->blocks.resize(together);
   Memory layout(request);
   memory = &layout;
   for (size_t done = 0; done < count && launch->fault.empty(); done += together) {
     for (size_t slot = 0; slot < together; ++slot) {
-      set_up(launch->blocks[slot], order[done + slot]);
+      set_up(launch->blocks[slot], order[(done + slot) / cluster] * cluster + (done + slot) % cluster);
       layout.begin_block(launch->blocks[slot], slot);
     }
     launch->resident = nullptr;
+    launch->arrived_in_cluster = 0;
     run_blocks();
   }
   memory = nullptr;

@@ -31,6 +31,7 @@ struct Request {
   uint64_t seed;
   double preempt;  // chance that a thread is suspended before a memory access
   int32_t cooperative;
+  int32_t cluster;  // blocks of a cluster, neighbours in x
   int32_t detect;
   Schedule schedule;
   CopyTime copy_time;
@@ -75,6 +76,7 @@ struct Thread {
   // Happens-before: own time, own time at the last block barrier, and what is known of each lane of the warp.
   uint32_t clock = 0;
   uint32_t clock_at_barrier = 0;
+  uint32_t clock_at_cluster_barrier = 0;
   uint32_t known[32] = {};
 
   std::vector<PendingCopy> copies;
@@ -132,7 +134,8 @@ struct Launch {
   Random schedule_random;  // who runs next
   uint64_t preempt_below;  // of 2^32
   Module module;
-  std::vector<Block> blocks;  // those that run together: one, or the whole grid of a cooperative launch
+  std::vector<Block> blocks;  // those that run together: one, a cluster, or the whole grid of a cooperative launch
+  unsigned arrived_in_cluster = 0;
   Block* resident = nullptr;  // whose static shared memory is in place
   Thread* current = nullptr;
   Fiber main;

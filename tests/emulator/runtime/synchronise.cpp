@@ -70,6 +70,29 @@ int block_barrier(Barrier kind, bool predicate, Site site) {
   return block.barrier_result;
 }
 
+void* cluster_address(void* shared, int rank) {
+  const Block& block = *self().block;
+  const size_t offset = static_cast<char*>(shared) - block.dynamic_shared;
+  if (offset >= launch->request.dynamic_shared_bytes || rank < 0 || rank >= launch->request.cluster)
+    fail("bounds", format("%s asks for rank %d of a cluster of %d, byte %zu of %zu", name_of(self()).c_str(), rank,
+                          launch->request.cluster, offset, size_t{launch->request.dynamic_shared_bytes}));
+  return launch->blocks[rank].dynamic_shared + offset;
+}
+
+void cluster_barrier(Site site) {
+  unsigned alive = 0;
+  for (const Block& block : launch->blocks) alive += block.threads.size();
+  if (++launch->arrived_in_cluster < alive) return wait("cluster_sync", site);
+  launch->arrived_in_cluster = 0;
+  for (Block& block : launch->blocks) {
+    for (Thread& thread : block.threads) {
+      thread.clock_at_barrier = thread.clock_at_cluster_barrier = thread.clock++;
+      if (&thread != launch->current) make_ready(thread);
+    }
+  }
+  preempt();
+}
+
 namespace {
 
 [[noreturn]] void refuse(const Thread& thread, Meeting kind, Site site, const std::string& why) {
