@@ -19,9 +19,7 @@ struct Image {
 struct Taps {
   long long origin, batch, group, tap, line, cross;
 
-  __device__ __forceinline__ long long slice(long long b, long long g) const {
-    return origin + b * batch + g * group;
-  }
+  __device__ __forceinline__ long long slice(long long b, long long g) const { return origin + b * batch + g * group; }
   __device__ __forceinline__ long long pixel(long long t, long long i) const { return t * line + i * cross; }
 };
 
@@ -39,6 +37,26 @@ struct Line {
 // should walk along the scan to touch neighbouring addresses.
 struct Scan {
   long long batch, channels, channels_per_group, lines, width, chunk, along;
+
+  __device__ __forceinline__ long long pixels() const { return batch * channels * lines * width; }
+};
+
+// A pixel, found by its number among Scan::pixels(), for kernels that look at every pixel for itself.
+struct Place {
+  long long b, c, t, i;
+
+  __device__ __forceinline__ Place(const Scan& scan, long long number) {
+    const long long area = scan.lines * scan.width;
+    const long long slice = number / area, pixel = number % area;
+    b = slice / scan.channels;
+    c = slice % scan.channels;
+    t = scan.along ? pixel % scan.lines : pixel / scan.width;
+    i = scan.along ? pixel / scan.lines : pixel % scan.width;
+  }
+  template <typename Array>  // Image or Taps
+  __device__ __forceinline__ long long in(const Array& array) const {
+    return array.slice(b, c) + array.pixel(t, i);
+  }
 };
 
 // How line_scan_tiles.cu cuts the work: a slice into `count` bands of `rows` rows, or a block over `units` whole slices.
@@ -52,6 +70,19 @@ struct Geometry {
   Image x, lam, h, dh, g, dx, dlam;
   Taps weight, dweight;
   Line first, last;  // the state before the first line and after the last, or their gradients
+};
+
+// Of normalize.cu and normalize_backward.cu: `scan` has a channel for each group.
+struct NormalizeGeometry {
+  Scan scan;
+  Taps logits, weight, dweight, dlogits;
+};
+
+// Of merge.cu and merge_gradient.cu, which have no direction: `scan` goes from top to bottom.
+struct MergeGeometry {
+  Scan scan;
+  Image h, u, before, sum, states, dy;
+  long long partials;  // blocks that share a sum over all pixels
 };
 
 }  // namespace gspn2

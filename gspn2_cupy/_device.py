@@ -1,20 +1,20 @@
 """The operator on device arrays: allocate, plan, launch, in the order the equations say.
 
-The functions mirror those of :mod:`gspn2_cupy.reference`. Every array is a ``cupy.ndarray`` of one device (a ``numpy.ndarray``
-under the emulator), already validated.
+The functions mirror those of :mod:`gspn2_cupy.reference`. Every array is a ``cupy.ndarray`` of one device (a
+``numpy.ndarray`` under the emulator), already validated. Several directions run one after the other in the same
+workspace, which therefore does not grow with their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import math
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
-from gspn2_cupy import _launch, _plan
-from gspn2_cupy._arrays import DataType, data_type
-from gspn2_cupy.reference import HORIZONTAL, LineScanGrads
+from gspn2_cupy import _launch, _steps
+from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL, LineScanGrads, PropagateGrads, impulse_responses
 
 Array = Any
 
@@ -30,63 +30,72 @@ def _on_device(array: Array) -> Iterator[_launch.Launcher]:
         yield _launch.cupy_launcher(array.device.id)
 
 
-def _layout(array: Array) -> _plan.Layout:
-    kind = _type(array)
-    strides = tuple(stride // kind.itemsize for stride in array.strides)
-    return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize)
+def _state(x: Array) -> Any:
+    """Return the data type of the recurrence."""
+    return _steps.type_of(x).state.numpy_dtype
 
 
-def _maybe_layout(array: Array | None) -> _plan.Layout | None:
-    return None if array is None else _layout(array)
+def _weights(
+    launcher: _launch.Launcher, weight: Array, d: int, direction: str, normalize: str | None, workspace: Array | None
+) -> Array:
+    """Return the weights of direction ``d``: the caller's own, or logits normalised into the workspace."""
+    if normalize is None:
+        return weight[:, d]
+    _steps.normalize(launcher, weight[:, d], workspace, direction, normalize)
+    return workspace
 
 
-def _type(array: Array) -> DataType:
-    kind = data_type(array.dtype)
-    assert kind is not None  # validated
-    return kind
+def _of(array: Array | None, d: int) -> Array | None:
+    """Return the part (B, …) of an array (B, D, …) that belongs to direction ``d``."""
+    return None if array is None else array[:, d]
+
+
+def _factor(merge: Array | None, d: int) -> Array | None:
+    """Return the merge weight of direction ``d``, an array of one element."""
+    return None if merge is None else merge[d : d + 1]
+
+
+# --- stable weights ---------------------------------------------------------------------------------------------------
+
+
+def _in_images(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """View arrays (…, 3, H, W) of one shape as (B, G, 3, H, W): at once, or in parts where strides ask for it."""
+    leading, rest = arrays[0].shape[:-3], arrays[0].shape[-3:]
+    if len(leading) > 2 and not all(array.flags.c_contiguous for array in arrays):
+        for part in range(leading[0]):
+            yield from _in_images(*(array[part] for array in arrays))
+        return
+    shape = (math.prod(leading[:-1]), *(leading[-1:] or (1,)), *rest)
+    yield tuple(array.reshape(shape) for array in arrays)
+
+
+def normalize_weights(logits: Array, *, direction: str, method: str = "sigmoid") -> Array:
+    """See :func:`gspn2_cupy.normalize_weights`."""
+    with _on_device(logits) as launcher:
+        weight = launcher.empty(logits.shape, logits.dtype)
+        if weight.size:
+            for z, w in _in_images(logits, weight):
+                _steps.normalize(launcher, z, w, direction, method)
+    return weight
+
+
+def normalize_weights_backward(dweight: Array, logits: Array, *, direction: str, method: str = "sigmoid") -> Array:
+    """See :func:`gspn2_cupy.normalize_weights_backward`."""
+    with _on_device(logits) as launcher:
+        dlogits = launcher.empty(logits.shape, logits.dtype)
+        if dlogits.size:
+            for dw, z, dz in _in_images(dweight, logits, dlogits):
+                _steps.normalize_backward(launcher, dw, z, dz, direction, method)
+    return dlogits
+
+
+# --- one direction ----------------------------------------------------------------------------------------------------
 
 
 def _state_line(launcher: _launch.Launcher, x: Array, direction: str) -> Array:
     """Allocate h_last or dh0: one line per channel, in the state's type."""
     batch, channels, height, width = x.shape
-    return launcher.empty(
-        (batch, channels, height if direction in HORIZONTAL else width), _type(x).state.numpy_dtype
-    )
-
-
-def _hand_through(line: Array, given: Array | None) -> None:
-    """A scan of no lines hands on the line it was given, or zeros."""
-    line[...] = 0 if given is None else given
-
-
-def _scan(
-    launcher: _launch.Launcher,
-    x: Array,
-    weight: Array,
-    lam: Array | None,
-    h0: Array | None,
-    h: Array,
-    h_last: Array | None,
-    direction: str,
-    chunk: int | None,
-) -> None:
-    """Run one direction into ``h`` and ``h_last``."""
-    if x.size == 0:
-        if h_last is not None and h_last.size:
-            _hand_through(h_last, h0)
-        return
-    plan = _plan.line_scan_forward(
-        direction,
-        chunk,
-        _layout(x),
-        _layout(weight),
-        _maybe_layout(lam),
-        _maybe_layout(h0),
-        _layout(h),
-        _maybe_layout(h_last),
-    )
-    lines = launcher.empty((plan.workspace,), _type(x).state.numpy_dtype)
-    _launch.run(launcher, plan, x, weight, lam, h0, h, h_last, lines)
+    return launcher.empty((batch, channels, height if direction in HORIZONTAL else width), _state(x))
 
 
 def line_scan(
@@ -104,7 +113,7 @@ def line_scan(
     with _on_device(x) as launcher:
         h = launcher.empty(x.shape, x.dtype) if out is None else out
         h_last = _state_line(launcher, x, direction) if return_last else None
-        _scan(launcher, x, weight, lam, h0, h, h_last, direction, chunk)
+        _steps.scan(launcher, x, weight, lam, h0, h, h_last, direction, chunk)
     return (h, h_last) if return_last else h
 
 
@@ -124,7 +133,7 @@ def line_scan_backward(
     """See :func:`gspn2_cupy.line_scan_backward`."""
     wanted = set(LineScanGrads._fields if needs is None else needs)
     with _on_device(x) as launcher:
-        state = _type(x).state.numpy_dtype
+        state = _state(x)
         dx = launcher.empty(x.shape, x.dtype) if "x" in wanted else None
         dlam = launcher.empty(x.shape, x.dtype) if "lam" in wanted and lam is not None else None
         dweight = launcher.empty(weight.shape, x.dtype) if "weight" in wanted else None
@@ -134,29 +143,169 @@ def line_scan_backward(
             if dweight is not None:
                 dweight[...] = 0  # a group may have pixels even where no channel does
             if dh0 is not None:
-                _hand_through(dh0, dh_last)
+                _steps.hand_through(dh0, dh_last)
             return grads
         if all(gradient is None for gradient in grads):
             return grads
 
         g = launcher.empty(x.shape, state)
-        plan = _plan.line_scan_adjoint(
-            direction, chunk, _layout(dh), _layout(weight), _maybe_layout(dh_last), _layout(g), _maybe_layout(dh0)
-        )
-        lines = launcher.empty((plan.workspace,), state)
-        _launch.run(launcher, plan, dh, weight, dh_last, g, dh0, lines)
-
+        _steps.adjoint(launcher, dh, weight, dh_last, g, dh0, direction, chunk)
         if dweight is None:
             h = None
         elif h is None:
             h = launcher.empty(x.shape, state)
-            _scan(launcher, x, weight, lam, h0, h, None, direction, chunk)
+            _steps.scan(launcher, x, weight, lam, h0, h, None, direction, chunk)
         if dx is not None or dlam is not None or dweight is not None:
-            plan = _plan.line_scan_gradients(
-                direction,
-                chunk,
-                weight.shape[1],
-                *map(_maybe_layout, (g, x, lam, h, h0, dx, dlam, dweight)),
-            )
-            _launch.run(launcher, plan, g, x, lam, h, h0, dx, dlam, dweight)
+            _steps.gradients(launcher, g, x, lam, h, h0, dx, dlam, dweight, weight.shape[1], direction, chunk)
     return grads
+
+
+# --- several directions -----------------------------------------------------------------------------------------------
+
+
+def propagate(
+    x: Array,
+    weight: Array,
+    lam: Array | None = None,
+    u: Array | None = None,
+    *,
+    directions: Sequence[str] = ALL_DIRECTIONS,
+    merge: Array | None = None,
+    normalize: str | None = None,
+    chunk: int | None = None,
+    out: Array | None = None,
+    return_states: bool = False,
+) -> Array | tuple[Array, Array]:
+    """See :func:`gspn2_cupy.propagate`.
+
+    Workspace, in the state's type: an image (B, C, H, W) for the hidden lines of a direction (float32 and float64 need
+    none with ``return_states``), another for the sum of a 16-bit type, and with ``normalize`` the weights of a
+    direction. One direction alone without ``u``, ``merge`` and ``return_states`` needs no image.
+    """
+    kind = _steps.type_of(x)
+    state = kind.state.numpy_dtype
+    with _on_device(x) as launcher:
+        y = launcher.empty(x.shape, x.dtype) if out is None else out
+        states = launcher.empty((x.shape[0], len(directions), *x.shape[1:]), x.dtype) if return_states else None
+        result = y if states is None else (y, states)
+        if x.size == 0:
+            return result
+
+        one, rounds = len(directions) == 1, x.dtype != state
+        plain = u is None and merge is None and states is None  # then the first direction's lines are the sum so far
+        stays = states is not None and not rounds  # then hidden lines stay where they are scanned into
+
+        def workspace(shape: tuple[int, ...], needed: bool) -> Array | None:
+            return launcher.empty(shape, state) if needed else None
+
+        hidden = workspace(x.shape, not (plain and one) and not stays)
+        total = workspace(x.shape, not one) if rounds else y
+        weights = workspace(weight[:, 0].shape, normalize is not None)
+        for d, direction in enumerate(directions):
+            w = _weights(launcher, weight, d, direction, normalize, weights)
+            term = y if d == len(directions) - 1 else total
+            if plain and d == 0:
+                _steps.scan(launcher, x, w, _of(lam, d), None, term, None, direction, chunk)
+                continue
+            h = _of(states, d) if stays else hidden
+            _steps.scan(launcher, x, w, _of(lam, d), None, h, None, direction, chunk)
+            before, kept = (total if d > 0 else None), (None if stays else _of(states, d))
+            _steps.merge(launcher, kind, h, _of(u, d), _factor(merge, d), before, term, kept)
+    return result
+
+
+def propagate_backward(
+    dy: Array,
+    x: Array,
+    weight: Array,
+    lam: Array | None = None,
+    u: Array | None = None,
+    *,
+    directions: Sequence[str] = ALL_DIRECTIONS,
+    merge: Array | None = None,
+    normalize: str | None = None,
+    chunk: int | None = None,
+    states: Array | None = None,
+    needs: Collection[str] | None = None,
+) -> PropagateGrads:
+    """See :func:`gspn2_cupy.propagate_backward`.
+
+    Workspace, in the state's type: an image (B, C, H, W) for g of a direction, one for its dh and then its h (not
+    needed with ``states`` but neither ``u`` nor ``merge``), another for the sum of dx in a 16-bit type, and with
+    ``normalize`` an array for the weights of a direction and then their gradient.
+    """
+    kind = _steps.type_of(x)
+    state = kind.state.numpy_dtype
+    wanted = set(PropagateGrads._fields if needs is None else needs)
+    with _on_device(x) as launcher:
+
+        def gradient(name: str, array: Array | None) -> Array | None:
+            return launcher.empty(array.shape, x.dtype) if array is not None and name in wanted else None
+
+        dx, dweight, dlam = gradient("x", x), gradient("weight", weight), gradient("lam", lam)
+        du, dmerge = gradient("u", u), gradient("merge", merge)
+        grads = PropagateGrads(dx, dweight, dlam, du, dmerge)
+        if x.size == 0:
+            for sum_of_nothing in (dweight, dmerge):
+                if sum_of_nothing is not None:
+                    sum_of_nothing[...] = 0
+            return grads
+
+        one, rounds, groups = len(directions) == 1, x.dtype != state, weight.shape[2]
+        plain = u is None and merge is None  # then dh is dy
+        needs_g = dx is not None or dweight is not None or dlam is not None
+        needs_h = dweight is not None or du is not None or dmerge is not None
+        recomputes = needs_h and states is None
+        needs_weights = needs_g or recomputes
+
+        def workspace(shape: tuple[int, ...], needed: bool) -> Array | None:
+            return launcher.empty(shape, state) if needed else None
+
+        g = workspace(x.shape, needs_g)
+        image = workspace(x.shape, (needs_g and not plain) or recomputes)
+        total = workspace(x.shape, dx is not None and not one) if rounds else dx
+        weights = workspace(weight[:, 0].shape, normalize is not None and needs_weights)
+        for d, direction in enumerate(directions):
+            lam_d, u_d, factor = _of(lam, d), _of(u, d), _factor(merge, d)
+            if needs_weights:
+                w = _weights(launcher, weight, d, direction, normalize, weights)
+            if needs_g:
+                dh = dy if plain else image
+                if not plain:
+                    _steps.merge(launcher, kind, dy, u_d, factor, None, dh)
+                _steps.adjoint(launcher, dh, w, None, g, None, direction, chunk)
+            if dx is not None:
+                term = dx if d == len(directions) - 1 else total
+                _steps.merge(launcher, kind, g, lam_d, None, total if d > 0 else None, term)
+            h = image if recomputes else _of(states, d)
+            if recomputes:
+                _steps.scan(launcher, x, w, lam_d, None, h, None, direction, chunk)
+            if du is not None:
+                _steps.merge(launcher, kind, h, dy, factor, None, du[:, d])
+            if dmerge is not None:
+                _steps.merge_gradient(launcher, dy, u_d, h, dmerge[d : d + 1])
+            if dweight is not None or dlam is not None:
+                dw = weights if dweight is not None and normalize is not None else _of(dweight, d)
+                _steps.gradients(launcher, g, x, None, h, None, None, _of(dlam, d), dw, groups, direction, chunk)
+            if dweight is not None and normalize is not None:
+                _steps.normalize_backward(launcher, weights, weight[:, d], dweight[:, d], direction, normalize)
+    return grads
+
+
+def affinity_matrix(
+    weight: Array,
+    lam: Array | None = None,
+    u: Array | None = None,
+    *,
+    directions: Sequence[str] = ALL_DIRECTIONS,
+    merge: Array | None = None,
+    chunk: int | None = None,
+) -> Array:
+    """See :func:`gspn2_cupy.affinity_matrix`.
+
+    One call of :func:`propagate` for each image of the batch, on a batch of H·W impulses. Weights, λ and u are repeated
+    for them by a stride of zero, not copied. What the call takes as an image is here as large as one image's matrix.
+    """
+    module = sys.modules[type(weight).__module__.partition(".")[0]]  # CuPy; NumPy under the emulator
+    with _on_device(weight):
+        return impulse_responses(module, propagate, weight, lam, u, directions=directions, merge=merge, chunk=chunk)

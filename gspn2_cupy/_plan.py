@@ -1,13 +1,14 @@
 """From shapes, strides, data types and device limits to launch plans: frozen, printable values.
 
-Pure Python: nothing here sees an array or a GPU. An array is described by its :class:`Layout`. A :class:`LaunchPlan` says
-which kernel runs, specialised how, on which grid, with how much shared memory and workspace, how many bytes it must move,
-and why it was chosen; ``GSPN2_PRINT_PLAN=1`` prints each one as it is launched.
+Pure Python: nothing here sees an array or a GPU. An array is described by its :class:`Layout`. A :class:`LaunchPlan`
+says which kernel runs, specialised how, on which grid, with how much shared memory and workspace, how many bytes it
+must move, and why it was chosen; ``GSPN2_PRINT_PLAN=1`` prints each one as it is launched.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -66,7 +67,7 @@ class LaunchPlan:
     block: tuple[int, int, int]
     shared_bytes: int
     geometry: Any = field(repr=False, compare=False)  # a zero-dimensional array of GEOMETRY, passed by value
-    workspace: int  # elements in the state's type
+    workspace: int  # elements in the state's type (of a sum's partials: in double)
     bytes_moved: int  # each input and output once; staged halos not counted
     reason: str
     cooperative: bool = False
@@ -76,7 +77,7 @@ class LaunchPlan:
         return f"{self.spec} grid={self.grid} block={self.block}: {size}; {self.reason}"
 
 
-# --- the structs of cuda/geometry.cuh ------------------------------------------------------------------------------------
+# --- the structs of cuda/geometry.cuh ---------------------------------------------------------------------------------
 
 
 def _struct(*names: str) -> list[tuple[str, str]]:
@@ -106,10 +107,18 @@ def in_lines(layout: Layout, direction: str) -> tuple[int, ...]:
     return (0, *outer, line, cross)
 
 
-def scan_geometry(direction: str, chunk: int | None, x: Layout, groups: int, arrays: dict[str, Layout | None]) -> Any:
-    batch, channels, height, width = x.shape
+def scan_geometry(
+    direction: str,
+    chunk: int | None,
+    x: Layout,
+    groups: int,
+    arrays: Mapping[str, Layout | None],
+    struct: np.dtype[Any] = GEOMETRY,
+) -> Any:
+    """Fill a struct for a scan of images like ``x`` (B, C, …, H, W) and the arrays it works on."""
+    (batch, channels), (height, width) = x.shape[:2], x.shape[-2:]
     lines, cross = (width, height) if direction in HORIZONTAL else (height, width)
-    geometry = np.zeros((), GEOMETRY)
+    geometry = np.zeros((), struct)
     along = abs(in_lines(x, direction)[-2]) < abs(in_lines(x, direction)[-1])
     per_group = channels // groups
     geometry["scan"] = (batch, channels, per_group, lines, cross, lines if chunk is None else min(chunk, lines), along)
@@ -119,10 +128,13 @@ def scan_geometry(direction: str, chunk: int | None, x: Layout, groups: int, arr
     return geometry
 
 
-# --- plans ---------------------------------------------------------------------------------------------------------------
+# --- plans ------------------------------------------------------------------------------------------------------------
 
 SCAN_THREADS = 128  # rows a block scans at a time; a slice wider than this is cut into bands with a halo
-SCAN_LINES = {"float": 16, "double": 8}  # lines staged at a time: 35 KB and 38 KB, below the 48 KB that every GPU allows
+SCAN_LINES = {
+    "float": 16,
+    "double": 8,
+}  # lines staged at a time: 35 KB and 38 KB, below the 48 KB that every GPU allows
 PIXEL_THREADS = 256
 
 
@@ -146,6 +158,7 @@ def _scan_reason(width: int, lines: int) -> str:
 
 
 def total_bytes(*layouts: Layout | None) -> int:
+    """Return the bytes of the arrays that are there."""
     return sum(layout.bytes for layout in layouts if layout is not None)
 
 

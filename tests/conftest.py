@@ -25,7 +25,15 @@ import pytest
 from helpers import LAYOUTS
 
 # The public functions that run on device arrays. The one place to widen when another one gets its kernels.
-DEVICE_FUNCTIONS = {"line_scan", "line_scan_backward"}
+DEVICE_FUNCTIONS = {
+    "affinity_matrix",
+    "line_scan",
+    "line_scan_backward",
+    "normalize_weights",
+    "normalize_weights_backward",
+    "propagate",
+    "propagate_backward",
+}
 
 SCHEDULES = ("thread", "reverse", "random", "priority")
 

@@ -1,0 +1,126 @@
+"""Plans for the kernels that look at every pixel for itself: weights from logits, and the merge of the directions."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from gspn2_cupy._plan import (
+    IMAGE,
+    PIXEL_THREADS,
+    SCAN,
+    TAPS,
+    KernelSpec,
+    LaunchPlan,
+    Layout,
+    scan_geometry,
+    state_name,
+    total_bytes,
+)
+
+NORMALIZE_GEOMETRY = np.dtype([("scan", SCAN)] + [(name, TAPS) for name in ("logits", "weight", "dweight", "dlogits")])
+MERGE_GEOMETRY = np.dtype(
+    [("scan", SCAN)] + [(name, IMAGE) for name in ("h", "u", "before", "sum", "states", "dy")] + [("partials", "<i8")]
+)
+METHODS = {"sigmoid": "Sigmoid", "softmax": "Softmax"}  # their names in cuda/stable_weights.cuh
+MOST_PARTIALS = 1024  # blocks of a sum: enough to fill any GPU, few enough to sum in one block
+
+
+def _blocks(pixels: int) -> int:
+    return -(-pixels // PIXEL_THREADS)
+
+
+def _names(state: str, **types: str) -> tuple[tuple[str, str], ...]:
+    return (*types.items(), ("STATE", state), ("THREADS", str(PIXEL_THREADS)))
+
+
+# --- stable weights ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def normalize(direction: str, method: str, logits: Layout, weight: Layout) -> LaunchPlan:
+    """Plan the weights (B, G, 3, H, W) of logits; ``weight`` may be in the state's type."""
+    arrays = {"logits": logits, "weight": weight}
+    types = _names(state_name(logits.c_name), METHOD=METHODS[method], SCALAR=logits.c_name, WEIGHT=weight.c_name)
+    return LaunchPlan(
+        spec=KernelSpec("normalize.cu", "normalize", types),
+        grid=(_blocks(math.prod(logits.shape) // 3), 1, 1),
+        block=(PIXEL_THREADS, 1, 1),
+        shared_bytes=0,
+        geometry=scan_geometry(direction, None, logits, logits.shape[1], arrays, NORMALIZE_GEOMETRY),
+        workspace=0,
+        bytes_moved=total_bytes(logits, weight),
+        reason="a thread per pixel of a group",
+    )
+
+
+@lru_cache(maxsize=1024)
+def normalize_backward(direction: str, method: str, dweight: Layout, logits: Layout, dlogits: Layout) -> LaunchPlan:
+    """Plan the gradient of logits (B, G, 3, H, W); ``dweight`` may be in the state's type."""
+    arrays = {"dweight": dweight, "logits": logits, "dlogits": dlogits}
+    types = _names(state_name(logits.c_name), METHOD=METHODS[method], SCALAR=logits.c_name, WEIGHT=dweight.c_name)
+    return LaunchPlan(
+        spec=KernelSpec("normalize_backward.cu", "normalize_backward", types),
+        grid=(_blocks(math.prod(logits.shape) // 3), 1, 1),
+        block=(PIXEL_THREADS, 1, 1),
+        shared_bytes=0,
+        geometry=scan_geometry(direction, None, logits, logits.shape[1], arrays, NORMALIZE_GEOMETRY),
+        workspace=0,
+        bytes_moved=total_bytes(dweight, logits, dlogits),
+        reason="a thread per pixel of a group",
+    )
+
+
+# --- merge ------------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def merge(
+    scalar: str,
+    h: Layout,
+    u: Layout | None,
+    before: Layout | None,
+    total: Layout,
+    states: Layout | None,
+) -> LaunchPlan:
+    """Plan total = before + m·(u ⊙ h); ``h`` and ``total`` are of type ``scalar`` or of its state's."""
+    arrays = {"h": h, "u": u, "before": before, "sum": total, "states": states}
+    types = _names(state_name(scalar), SCALAR=scalar, HIDDEN=h.c_name, SUM=total.c_name)
+    return LaunchPlan(
+        spec=KernelSpec("merge.cu", "merge", types),
+        grid=(_blocks(math.prod(h.shape)), 1, 1),
+        block=(PIXEL_THREADS, 1, 1),
+        shared_bytes=0,
+        geometry=scan_geometry("top_to_bottom", None, h, h.shape[1], arrays, MERGE_GEOMETRY),
+        workspace=0,
+        bytes_moved=total_bytes(h, u, before, total, states),
+        reason="a thread per pixel of a channel",
+    )
+
+
+@lru_cache(maxsize=1024)
+def merge_gradient(dy: Layout, u: Layout | None, h: Layout) -> tuple[LaunchPlan, LaunchPlan]:
+    """Plan dm = Σ dy ⊙ u ⊙ h: the blocks' sums, and the sum of these."""
+    geometry = scan_geometry("top_to_bottom", None, h, h.shape[1], {"dy": dy, "u": u, "h": h}, MERGE_GEOMETRY)
+    geometry["scan"]["along"] = 0  # in image order whatever the strides, so that they do not show in the sum
+    geometry["partials"] = partials = min(_blocks(math.prod(h.shape)), MOST_PARTIALS)
+    types = _names(state_name(dy.c_name), SCALAR=dy.c_name, HIDDEN=h.c_name)
+
+    def plan(entry: str, blocks: int, workspace: int, bytes_moved: int) -> LaunchPlan:
+        return LaunchPlan(
+            spec=KernelSpec("merge_gradient.cu", entry, types),
+            grid=(blocks, 1, 1),
+            block=(PIXEL_THREADS, 1, 1),
+            shared_bytes=8 * PIXEL_THREADS,
+            geometry=geometry,
+            workspace=workspace,
+            bytes_moved=bytes_moved,
+            reason=f"{partials} blocks, summed in order",
+        )
+
+    return (
+        plan("merge_gradient_partials", partials, partials, total_bytes(dy, u, h) + 8 * partials),
+        plan("merge_gradient", 1, 0, 8 * partials + dy.itemsize),
+    )

@@ -1,0 +1,155 @@
+"""The steps that calls on device arrays are made of: each plans one kernel, allocates its workspace and launches it.
+
+Every array is a ``cupy.ndarray`` of one device (a ``numpy.ndarray`` under the emulator). A step writes into arrays that
+its caller has allocated; None stands for an array that is not there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gspn2_cupy import _launch, _plan, _plan_pixels
+from gspn2_cupy._arrays import DataType, data_type
+
+Array = Any
+
+
+def type_of(array: Array) -> DataType:
+    """Return an array's data type."""
+    kind = data_type(array.dtype)
+    assert kind is not None  # validated
+    return kind
+
+
+def layout(array: Array) -> _plan.Layout:
+    """Return what a plan knows of an array."""
+    kind = type_of(array)
+    strides = tuple(stride // kind.itemsize for stride in array.strides)
+    return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize)
+
+
+def optional_layout(array: Array | None) -> _plan.Layout | None:
+    """Return what a plan knows of an array that need not be there."""
+    return None if array is None else layout(array)
+
+
+def hand_through(line: Array, given: Array | None) -> None:
+    """A scan of no lines hands on the line it was given, or zeros."""
+    line[...] = 0 if given is None else given
+
+
+# --- the line scan ----------------------------------------------------------------------------------------------------
+
+
+def scan(
+    launcher: _launch.Launcher,
+    x: Array,
+    weight: Array,
+    lam: Array | None,
+    h0: Array | None,
+    h: Array,
+    h_last: Array | None,
+    direction: str,
+    chunk: int | None,
+) -> None:
+    """Run one direction into ``h`` and ``h_last``."""
+    if x.size == 0:
+        if h_last is not None and h_last.size:
+            hand_through(h_last, h0)
+        return
+    plan = _plan.line_scan_forward(
+        direction,
+        chunk,
+        layout(x),
+        layout(weight),
+        optional_layout(lam),
+        optional_layout(h0),
+        layout(h),
+        optional_layout(h_last),
+    )
+    lines = launcher.empty((plan.workspace,), type_of(x).state.numpy_dtype)
+    _launch.run(launcher, plan, x, weight, lam, h0, h, h_last, lines)
+
+
+def adjoint(
+    launcher: _launch.Launcher,
+    dh: Array,
+    weight: Array,
+    dh_last: Array | None,
+    g: Array,
+    dh0: Array | None,
+    direction: str,
+    chunk: int | None,
+) -> None:
+    """Run one direction backwards into ``g`` and ``dh0``."""
+    plan = _plan.line_scan_adjoint(
+        direction, chunk, layout(dh), layout(weight), optional_layout(dh_last), layout(g), optional_layout(dh0)
+    )
+    lines = launcher.empty((plan.workspace,), g.dtype)
+    _launch.run(launcher, plan, dh, weight, dh_last, g, dh0, lines)
+
+
+def gradients(
+    launcher: _launch.Launcher,
+    g: Array,
+    x: Array,
+    lam: Array | None,
+    h: Array | None,
+    h0: Array | None,
+    dx: Array | None,
+    dlam: Array | None,
+    dweight: Array | None,
+    groups: int,
+    direction: str,
+    chunk: int | None,
+) -> None:
+    """Compute those of ``dx``, ``dlam`` and ``dweight`` that are there."""
+    arrays = (g, x, lam, h, h0, dx, dlam, dweight)
+    plan = _plan.line_scan_gradients(direction, chunk, groups, *map(optional_layout, arrays))
+    _launch.run(launcher, plan, *arrays)
+
+
+# --- stable weights ---------------------------------------------------------------------------------------------------
+
+
+def normalize(launcher: _launch.Launcher, logits: Array, weight: Array, direction: str, method: str) -> None:
+    """Compute ``weight`` (B, G, 3, H, W)."""
+    plan = _plan_pixels.normalize(direction, method, layout(logits), layout(weight))
+    _launch.run(launcher, plan, logits, weight)
+
+
+def normalize_backward(
+    launcher: _launch.Launcher, dweight: Array, logits: Array, dlogits: Array, direction: str, method: str
+) -> None:
+    """Compute ``dlogits`` (B, G, 3, H, W)."""
+    plan = _plan_pixels.normalize_backward(direction, method, layout(dweight), layout(logits), layout(dlogits))
+    _launch.run(launcher, plan, dweight, logits, dlogits)
+
+
+# --- merge ------------------------------------------------------------------------------------------------------------
+
+
+def merge(
+    launcher: _launch.Launcher,
+    kind: DataType,
+    h: Array,
+    u: Array | None,
+    factor: Array | None,
+    before: Array | None,
+    total: Array,
+    states: Array | None = None,
+) -> None:
+    """Compute ``total`` = before + factor·(u ⊙ h), and keep ``h`` in ``states``."""
+    layouts = (layout(h), optional_layout(u), optional_layout(before), layout(total), optional_layout(states))
+    plan = _plan_pixels.merge(kind.c_name, *layouts)
+    _launch.run(launcher, plan, h, u, factor, before, total, states)
+
+
+def merge_gradient(launcher: _launch.Launcher, dy: Array, u: Array | None, h: Array, dfactor: Array) -> None:
+    """Compute ``dfactor`` = Σ dy ⊙ u ⊙ h."""
+    first, second = _plan_pixels.merge_gradient(layout(dy), optional_layout(u), layout(h))
+    partials = launcher.empty((first.workspace,), np.float64)
+    _launch.run(launcher, first, dy, u, h, partials)
+    _launch.run(launcher, second, partials, dfactor)
