@@ -66,10 +66,11 @@ def check_forward(backend, case, all_cuts):
 
 @every_direction
 @every_dtype
-def test_pieces_against_tiles(backend, direction, dtype):
-    # 35 x 140: three tiles of 16 lines, two blocks of 128 pixels; cuts on, before and behind the edges of tiles
-    case = make_scan(image_shape(1, 2, (35, 140), direction), direction, dtype, h0=True, dh_last=True)
-    cuts = [[1], [15], [16], [17], [7, 32]]
+# 35 x 140: three tiles of 16 lines, two blocks of 128 pixels. 32 x 64: whole tiles and aligned rows, the pieces not.
+@pytest.mark.parametrize(("size", "channels"), [((35, 140), 2), ((32, 64), 4)], ids=["35x140", "32x64"])
+def test_pieces_against_tiles(backend, direction, dtype, size, channels):
+    case = make_scan(image_shape(1, channels, size, direction), direction, dtype, h0=True, dh_last=True)
+    cuts = [[1], [15], [16], [17], [7, 31]]  # on, before and behind the edges of tiles
     check_forward(backend, case, cuts)
     check_backward(backend, case, False, cuts[2:4])
 
