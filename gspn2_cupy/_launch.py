@@ -1,9 +1,9 @@
 """Finds ``cuda/``, hashes it, compiles, caches and launches; the seam where the emulator of the tests plugs in.
 
-Facts of CuPy this follows: its disk cache does not see edited headers, so a hash of everything under ``cuda/`` goes into the
-options; a kernel runs on the current device whatever its arrays live on; arguments are not checked, so only pointers and
-one struct are passed; more than 48 KB of dynamic shared memory must be allowed per kernel; ``get_function`` makes a new
-object each time, so kernels are kept.
+Facts of CuPy this follows: its disk cache does not see edited headers, so a hash of everything under ``cuda/`` goes
+into the options; a kernel runs on the current device whatever its arrays live on; arguments are not checked, so only
+pointers and one struct are passed; more than 48 KB of dynamic shared memory must be allowed per kernel;
+``get_function`` makes a new object each time, so kernels are kept.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class Kernel(Protocol):
     ) -> None:
         """Queue one launch."""
 
+    def prepare(self, shared_bytes: int, cooperative: bool = False) -> Any:
+        """Do all that such a launch does the first time, but launch."""
+
 
 class Launcher(Protocol):
     """What a device must offer."""
@@ -43,13 +46,13 @@ class Launcher(Protocol):
     limits: DeviceLimits
 
     def compile(self, spec: KernelSpec) -> Kernel:
-        """Return the kernel of a specialisation, compiled at most once."""
+        """Return the kernel of a specialisation, always the same one; it is compiled before its first launch."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return an uninitialised array on the device."""
 
 
-# --- sources -------------------------------------------------------------------------------------------------------------
+# --- sources ----------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -79,7 +82,7 @@ def compiler_input(spec: KernelSpec) -> tuple[str, tuple[str, ...]]:
     return text, ("-std=c++17", f"-I{cuda_sources()}", *defines, f"-DGSPN2_SOURCES={sources_hash()}")
 
 
-# --- CuPy ----------------------------------------------------------------------------------------------------------------
+# --- CuPy -------------------------------------------------------------------------------------------------------------
 
 
 class CupyKernel:
@@ -88,8 +91,7 @@ class CupyKernel:
     def __init__(self, spec: KernelSpec, limits: DeviceLimits):
         self._spec = spec
         self._limits = limits
-        self._shared_bytes = STATIC_SHARED_LIMIT
-        self._kernels = {False: self._load(False)}
+        self._kernels: dict[bool, Any] = {}  # by whether the launch is cooperative
 
     def _load(self, cooperative: bool) -> Any:
         import cupy
@@ -109,13 +111,17 @@ class CupyKernel:
         cooperative: bool = False,
     ) -> None:
         """Queue one launch on CuPy's current stream."""
+        self.prepare(shared_bytes, cooperative)(grid, block, args, shared_mem=shared_bytes)
+
+    def prepare(self, shared_bytes: int, cooperative: bool = False) -> Any:
+        """Return CuPy's kernel, loaded and allowed its shared memory."""
         kernel = self._kernels.get(cooperative)
         if kernel is None:
             kernel = self._kernels.setdefault(cooperative, self._load(cooperative))
         if shared_bytes > STATIC_SHARED_LIMIT and kernel.max_dynamic_shared_size_bytes < shared_bytes:
             # once, to all that the device has: never lowered, so other threads' launches stay valid
             kernel.max_dynamic_shared_size_bytes = self._limits.shared_bytes_per_block - kernel.shared_size_bytes
-        kernel(grid, block, args, shared_mem=shared_bytes)
+        return kernel
 
 
 class CupyLauncher:
@@ -138,7 +144,7 @@ class CupyLauncher:
         self._kernels: dict[KernelSpec, CupyKernel] = {}
 
     def compile(self, spec: KernelSpec) -> CupyKernel:
-        """Return the kernel of a specialisation, from memory, CuPy's disk cache or the compiler."""
+        """Return the kernel of a specialisation; its first launch loads it from CuPy's disk cache or compiles it."""
         kernel = self._kernels.get(spec)
         if kernel is None:
             kernel = self._kernels.setdefault(spec, CupyKernel(spec, self.limits))
@@ -151,7 +157,7 @@ def cupy_launcher(device: int) -> CupyLauncher:
     return CupyLauncher(device)
 
 
-# --- the seam ------------------------------------------------------------------------------------------------------------
+# --- the seam ---------------------------------------------------------------------------------------------------------
 
 _override: ContextVar[Launcher | None] = ContextVar("gspn2_cupy_launcher", default=None)
 

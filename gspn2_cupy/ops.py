@@ -501,8 +501,9 @@ def warmup(
 
     Notes
     -----
-    Compiled kernels stay in CuPy's disk cache, so this costs time once per machine. Without a CUDA device it raises
-    ``RuntimeError``.
+    Compiled kernels stay in CuPy's disk cache, so this costs time once per machine. The kernels of :func:`line_scan`,
+    :func:`propagate` and, with ``normalize``, :func:`normalize_weights` are compiled, with and without ``merge`` and
+    states. Without a CUDA device it raises ``RuntimeError``.
     """
     call = _checks.warmup(
         shape,
@@ -516,6 +517,6 @@ def warmup(
         backward=backward,
         progress=progress,
     )
-    from gspn2_cupy import _device
+    from gspn2_cupy import _warmup
 
-    _device.warmup(call)
+    _warmup.warmup(call)

@@ -147,6 +147,9 @@ class EmulatedKernel:
         self.parameters = [parameter.split() for parameter in signature.split(";") if parameter]
         self.entry = ctypes.cast(self.library.emulator_entry, ctypes.c_void_p).value
 
+    def prepare(self, shared_bytes, cooperative=False) -> None:
+        """Nothing: what is built is ready to launch."""
+
     def __call__(self, grid, block, shared_bytes, args, cooperative=False) -> None:
         grid, block = three(grid), three(block)
         heading = f"launch {self.device.launches} of {self.spec.entry} in {self.spec.source}, {self.device}"
