@@ -19,13 +19,11 @@
 // 2·HALO / BLOCK_ROWS of the reads again, from L2.
 // Specialised by SCALAR, STATE (float), OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, CHANNELS, SETS, WARPS, COPIERS, LINES, HALO,
 // STAGES, GROUP (lines that a lane loads at once; VECTOR along the scan), BLOCKS (that a multiprocessor must hold at once), CLUSTER.
-#include "tile_ring.cuh"
+#include "tile_scan.cuh"
 
 using namespace gspn2;
 
 namespace {
-
-constexpr int LANE_VECTORS = ALONG ? ROWS : ROWS / VECTOR * GROUP;  // vectors of an array that a lane reads at once
 
 // Where a block finds the edge rows of its neighbour: side 0 is above, 1 below, among its own boxes. A word carries the number of its exchange, so
 // a box needs no emptying, and three boxes in turn do: a warp publishes exchange e + 1 when all warps of its block have met
@@ -69,6 +67,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   const bool scans = threadIdx.x < SCANNERS;
   const int lane = threadIdx.x % 32, set = threadIdx.x / 32 % SETS;
   const int row0 = threadIdx.x / (32 * SETS) * WARP_STEP + lane * ROWS;  // a scanning lane's first row, within the block
+  const int channel0 = set * CHANNELS;                                  // and channel
   const Copier copier{x, weight, lam, h, geometry, addresses, ring, static_cast<int>(threadIdx.x) - SCANNERS};
 
   const int width = static_cast<int>(scan.width);
@@ -133,13 +132,18 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       if (ALONG && tiles > 0) copier.store(tiles - 1);
     } else {
       // --- scan -----------------------------------------------------------------------------------------------------
-      const bool has_above = exists(row0) && row_of(row0) > 0;
-      const bool has_below = exists(row0) && row_of(row0) + ROWS < width;
-      const bool keeps = owned(row0) && (!HALO || (lane >= HALO / ROWS && lane < 32 - HALO / ROWS));
-      const long long channel0 = unit_of(row0) * BLOCK_CHANNELS + set * CHANNELS;
-      const long long b = channel0 / scan.channels, c0 = channel0 % scan.channels;
+      Scanner scanner;
+      scanner.row0 = row0;
+      scanner.set = set;
+      scanner.has_above = exists(row0) && row_of(row0) > 0;
+      scanner.has_below = exists(row0) && row_of(row0) + ROWS < width;
+      scanner.keeps = owned(row0) && (!HALO || (lane >= HALO / ROWS && lane < 32 - HALO / ROWS));
+      const bool keeps = scanner.keeps;
+      auto& state = scanner.state;
+      const long long channel = unit_of(row0) * BLOCK_CHANNELS + channel0;
+      const long long b = channel / scan.channels, c0 = channel % scan.channels;
+      SCALAR* to = h + (ALONG || !keeps ? 0 : addresses.h[slot_of_row(row0)] + channel0 * geometry.h.channel);
 
-      State state[CHANNELS][ROWS];
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) {
 #pragma unroll
@@ -150,85 +154,16 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       long long restart = h0 ? scan.chunk : 0;  // the next line without a previous one
       block_sync();
 
-      for (long long tile = 0; tile < tiles; ++tile) {
-        const Vector* const stage = copier.stage(tile);
-        Vector* const out = copier.out(tile) + set * CHANNELS * ARRAY_VECTORS;
-        const int count = static_cast<int>(min(static_cast<long long>(LINES), scan.lines - tile * LINES));
-        int restart_in = static_cast<int>(min(restart - tile * LINES, static_cast<long long>(LINES)));
-
-#pragma unroll 1
-        for (int n0 = 0; n0 < count; n0 += GROUP) {
-          Vector taps[3][LANE_VECTORS], signal[CHANNELS][LANE_VECTORS], scale[CHANNELS][LANE_VECTORS];
-          int at[LANE_VECTORS];
-#pragma unroll
-          for (int v = 0; v < LANE_VECTORS; ++v) {
-            const int row = row0 + (ALONG ? v : v % (ROWS / VECTOR) * VECTOR);
-            const int n = REVERSED ? SLOT_VECTORS - 1 - n0 / VECTOR : ALONG ? n0 / VECTOR : n0 + v / (ROWS / VECTOR);
-            at[v] = place(slot_of_row(row), n);
-#pragma unroll
-            for (int tap = 0; tap < 3; ++tap) taps[tap][v] = stage[at[v] + tap * ARRAY_VECTORS];
-#pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) {
-              const int channel = set * CHANNELS + c;
-              signal[c][v] = stage[at[v] + (3 + channel) * ARRAY_VECTORS];
-              if (HAS_LAM) scale[c][v] = stage[at[v] + (3 + BLOCK_CHANNELS + channel) * ARRAY_VECTORS];
-            }
-          }
-#pragma unroll
-          for (int m = 0; m < GROUP; ++m) {
-            if (!ALONG && n0 + m >= count) break;
-            const auto vector = [&](int r) { return ALONG ? r : m * (ROWS / VECTOR) + r / VECTOR; };
-            const auto element = [&](int r) { return REVERSED ? VECTOR - 1 - m : ALONG ? m : r % VECTOR; };
-            const auto value = [&](const Vector* vectors, int r) { return widen(vectors[vector(r)].value[element(r)]); };
-            const bool restarts = n0 + m == restart_in;
-#pragma unroll
-            for (int c = 0; c < CHANNELS; ++c) {
-              State line[ROWS];
-#pragma unroll
-              for (int r = 0; r < ROWS; ++r) {
-                line[r] = value(signal[c], r);
-                if (HAS_LAM) line[r] *= value(scale[c], r);
-              }
-              if (!restarts) {
-                const State above = __shfl_up_sync(0xffffffffu, state[c][ROWS - 1], 1);
-                const State below = __shfl_down_sync(0xffffffffu, state[c][0], 1);
-#pragma unroll
-                for (int r = 0; r < ROWS; ++r) {
-                  line[r] = multiply_add(value(taps[1], r), state[c][r], line[r]);
-                  if (r + 1 < ROWS || has_below) {
-                    line[r] = multiply_add(value(taps[2], r), r + 1 < ROWS ? state[c][(r + 1) % ROWS] : below, line[r]);
-                  }
-                  if (r > 0 || has_above) {
-                    line[r] = multiply_add(value(taps[0], r), r > 0 ? state[c][(r + ROWS - 1) % ROWS] : above, line[r]);
-                  }
-                }
-              }
-#pragma unroll
-              for (int r = 0; r < ROWS; ++r) {
-                state[c][r] = line[r];
-                signal[c][vector(r)].value[element(r)] = narrow<SCALAR>(line[r]);
-              }
-            }
-            if (restarts) {
-              restart += scan.chunk;
-              restart_in = static_cast<int>(min(restart - tile * LINES, static_cast<long long>(LINES)));
-            }
-          }
-#pragma unroll
-          for (int c = 0; c < CHANNELS; ++c) {
-#pragma unroll
-            for (int v = 0; v < LANE_VECTORS; ++v) {
-              const int m = ALONG ? 0 : v / (ROWS / VECTOR);
-              if (!keeps || (!ALONG && n0 + m >= count)) continue;
-              if (ALONG) {
-                out[at[v] + c * ARRAY_VECTORS] = signal[c][v];
-              } else {
-                const Offset line0 = addresses.h[row0 / VECTOR + v % (ROWS / VECTOR)];
-                SCALAR* const to = h + (line0 + static_cast<Offset>((tile * LINES + n0 + m) * geometry.h.line));
-                *reinterpret_cast<Vector*>(to + (set * CHANNELS + c) * geometry.h.channel) = signal[c][v];
-              }
-            }
-          }
+      for (long long tile = 0; tile < tiles; ++tile, to += LINES * geometry.h.line) {
+        const long long left = scan.lines - tile * LINES, restart_in = restart - tile * LINES;
+        if (left >= LINES && restart_in >= LINES) {
+          scanner.scan<true>(copier.stage(tile), copier.out(tile), to, geometry.h, LINES, 0, 0);
+        } else {
+          const int chunk = static_cast<int>(min(scan.chunk, static_cast<long long>(LINES)));
+          scanner.scan<false>(copier.stage(tile), copier.out(tile), to, geometry.h,
+                              static_cast<int>(min(left, static_cast<long long>(LINES))),
+                              static_cast<int>(min(restart_in, static_cast<long long>(LINES))), chunk);
+          while (restart < (tile + 1) * LINES) restart += scan.chunk;
         }
 
         // --- every HALO lines: hand the edges to the neighbours' halos ----------------------------------------------
@@ -240,7 +175,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
             for (int c = 0; c < CHANNELS; ++c) {
 #pragma unroll
               for (int r = 0; r < ROWS; ++r) {
-                const int channel = set * CHANNELS + c;
+                const int channel = channel0 + c;
                 const int from_top = row0 + r - HALO, from_bottom = band_rows - 1 - from_top;
                 if (from_top < HALO && band > 0) {
                   publish(mailbox(mail_above, 1, exchanges, channel) + from_top,
@@ -263,7 +198,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
             for (int c = 0; c < CHANNELS; ++c) {
 #pragma unroll
               for (int r = 0; r < ROWS; ++r) {
-                const int channel = set * CHANNELS + c;
+                const int channel = channel0 + c;
                 if (row0 < HALO) {
                   state[c][r] = opened(await_tag(mailbox(mail, 0, exchanges, channel) + row0 + r, exchanges));
                 } else if (beyond >= 0) {

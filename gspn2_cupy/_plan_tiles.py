@@ -59,7 +59,8 @@ def tiles_plan(
         shared += 2 * block_channels * block_rows * 4
     if tiles.cluster > 1:
         shared += 2 * 3 * block_channels * tiles.halo * 8
-    registers = 128 if x.itemsize == 4 else 168 if tiles.channels == 1 else 224
+    lane_vectors = tiles.rows if along else tiles.rows // vector * tiles.group
+    registers = min(8 * lane_vectors * (3 + tiles.channels * (1 if lam is None else 2)) + 64, 255)
     if shared > limits.shared_bytes_per_block:
         return None
     blocks = min(limits.shared_bytes_per_multiprocessor // (shared + 1024), 65536 // (registers * threads), 16)
