@@ -159,6 +159,23 @@ def _flag(name: str, value: Any) -> bool:
     raise TypeError(_must(name, "be True or False", _shown(value)))
 
 
+_OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "direction": _direction,
+    "directions": _directions,
+    "method": lambda value: _one_of("method", value, METHODS),
+    "normalize": _normalize,
+    "chunk": _chunk,
+    "items_each_chunk": lambda value: _whole("items_each_chunk", value, 1),
+    "return_last": lambda value: _flag("return_last", value),
+    "save_states": lambda value: _flag("save_states", value),
+}
+
+
+def options(**given: Any) -> list[Any]:
+    """Check options apart from a call, for the adapters, and return them in their order."""
+    return [_OPTIONS[name](value) for name, value in given.items()]
+
+
 def _needs(value: Any, inputs: dict[str, Array]) -> frozenset[str]:
     """Check which gradients are wanted, and leave out those of inputs that are not there."""
     if value is None:
