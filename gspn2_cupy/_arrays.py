@@ -179,7 +179,7 @@ def _adopt_torch(tensor: Any) -> tuple[Array, Device] | Refusal:
     if tensor.requires_grad:
         return Refusal(
             TypeError,
-            "not require grad: pass its .detach(), and take the gradients from the function's _backward",
+            "not require grad: use gspn2_cupy.torch, whose functions are differentiable, or pass its .detach()",
             "a PyTorch tensor that requires grad",
         )
     if tensor.layout is not torch.strided:
@@ -225,7 +225,7 @@ def _adopt_jax(array: Any) -> tuple[Array, Device] | Refusal:
     jax = sys.modules["jax"]
     if isinstance(array, jax.core.Tracer):
         return Refusal(
-            TypeError, "be a concrete array: inside jit, grad or vmap, call through jax.pure_callback", "a JAX tracer"
+            TypeError, "be a concrete array: inside jit and grad use the functions of gspn2_cupy.jax", "a JAX tracer"
         )
     if array.is_deleted():
         return Refusal(TypeError, "hold data", "a JAX array that was deleted or donated")

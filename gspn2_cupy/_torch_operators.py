@@ -3,83 +3,25 @@
 Each array function is one operator with a fake function, which tells shapes and types without running, and an autograd
 formula, which for a forward is the operator of its backward and for a backward an error. Options that PyTorch's schemas
 have no plain type for are strings: names joined by commas.
-
-On CUDA tensors CuPy works on PyTorch's current stream and takes its memory from PyTorch: each allocation is a tensor,
-and results are handed on as such. So memory is freed and reused in the order of the streams as PyTorch knows them, and
-``Tensor.record_stream`` holds for results as for any other tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from gspn2_cupy import ops
-from gspn2_cupy._adapters import on_stream
+from gspn2_cupy._torch_memory import call
 from gspn2_cupy.reference import HORIZONTAL
 
 SCAN_INPUTS = ("x", "weight", "lam", "h0")
 UNIT_INPUTS = ("x", "weight", "lam", "u", "merge")
 
 
-# --- running an array function ----------------------------------------------------------------------------------------
-
-
-class _Memory:
-    """Gives CuPy memory that belongs to tensors, and finds the tensor that a result lies in."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._tensors: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
-
-    def allocate(self, size: int) -> Any:
-        """Allocate as ``cupy.cuda.alloc`` does."""
-        import cupy
-
-        tensor = torch.empty(size, dtype=torch.uint8, device=self._device)
-        address = tensor.data_ptr()
-        if size:
-            self._tensors[address] = tensor
-        return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(address, size, tensor, self._device.index), 0)
-
-    def own(self, result: Tensor) -> Tensor:
-        """Return the result as a tensor of PyTorch's own memory, no longer of CuPy's through DLPack."""
-        if result.numel() == 0:
-            return torch.empty_like(result)
-        storage = self._tensors[result.data_ptr()].untyped_storage()
-        return result.new_empty(0).set_(storage, 0, result.shape, result.stride())
-
-
-@contextmanager
-def _cuda(device: torch.device) -> Iterator[_Memory]:
-    """Let CuPy work on PyTorch's current stream of a device, with memory of PyTorch."""
-    memory = _Memory(device)
-    with torch.cuda.device(device), on_stream(device.index, torch.cuda.current_stream(device).cuda_stream):
-        try:
-            import cupy
-        except ImportError:  # the array function says so
-            yield memory
-            return
-        with cupy.cuda.using_allocator(memory.allocate):
-            yield memory
-
-
-def _call(function: Callable[..., Any], leader: Tensor, /, **arguments: Any) -> list[Tensor]:
-    """Call an array function on tensors, ``leader`` among them; return the results that are there."""
-    arguments = {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
-    if not leader.is_cuda:
-        return [result.contiguous() for result in _results(function(**arguments))]
-    with _cuda(leader.device) as memory:
-        return [memory.own(result) for result in _results(function(**arguments))]
-
-
-def _results(results: Any) -> list[Tensor]:
-    return [result for result in (results if isinstance(results, tuple) else (results,)) if result is not None]
+# --- registration -----------------------------------------------------------------------------------------------------
 
 
 def _names(joined: str) -> tuple[str, ...]:
@@ -88,9 +30,6 @@ def _names(joined: str) -> tuple[str, ...]:
 
 def _state_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
-# --- registration -----------------------------------------------------------------------------------------------------
 
 
 def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -125,12 +64,12 @@ def _differentiate_once(operator: Any, function: str) -> None:
 
 
 def _run_normalize_weights(logits: Tensor, direction: str, method: str) -> Tensor:
-    return _call(ops.normalize_weights, logits, logits=logits, direction=direction, method=method)[0]
+    return call(ops.normalize_weights, logits, logits=logits, direction=direction, method=method)[0]
 
 
 def _run_normalize_weights_backward(dweight: Tensor, logits: Tensor, direction: str, method: str) -> Tensor:
     arguments = {"dweight": dweight, "logits": logits, "direction": direction, "method": method}
-    return _call(ops.normalize_weights_backward, logits, **arguments)[0]
+    return call(ops.normalize_weights_backward, logits, **arguments)[0]
 
 
 def _save_normalize_weights(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -173,7 +112,7 @@ def _run_line_scan(
     save_states: bool,
 ) -> list[Tensor]:
     arrays = {"x": x, "weight": weight, "lam": lam, "h0": h0}
-    return _call(ops.line_scan, x, **arrays, direction=direction, chunk=chunk, return_last=return_last)
+    return call(ops.line_scan, x, **arrays, direction=direction, chunk=chunk, return_last=return_last)
 
 
 def _fake_line_scan(
@@ -223,7 +162,7 @@ def _run_line_scan_backward(
     needs: str,
 ) -> list[Tensor]:
     arrays = {"dh": dh, "x": x, "weight": weight, "lam": lam, "h": h, "h0": h0, "dh_last": dh_last}
-    return _call(ops.line_scan_backward, x, **arrays, direction=direction, chunk=chunk, needs=_names(needs))
+    return call(ops.line_scan_backward, x, **arrays, direction=direction, chunk=chunk, needs=_names(needs))
 
 
 def _fake_line_scan_backward(
@@ -283,7 +222,7 @@ def _run_propagate(
 ) -> list[Tensor]:
     arrays = {"x": x, "weight": weight, "lam": lam, "u": u, "merge": merge}
     options = {"directions": _names(directions), "normalize": normalize, "chunk": chunk}
-    return _call(ops.propagate, x, **arrays, **options, return_states=save_states)
+    return call(ops.propagate, x, **arrays, **options, return_states=save_states)
 
 
 def _fake_propagate(
@@ -333,7 +272,7 @@ def _run_propagate_backward(
 ) -> list[Tensor]:
     arrays = {"dy": dy, "x": x, "weight": weight, "lam": lam, "u": u, "merge": merge, "states": states}
     options = {"directions": _names(directions), "normalize": normalize, "chunk": chunk, "needs": _names(needs)}
-    return _call(ops.propagate_backward, x, **arrays, **options)
+    return call(ops.propagate_backward, x, **arrays, **options)
 
 
 def _fake_propagate_backward(

@@ -38,8 +38,8 @@ DATA_TYPES = "float32, float16, bfloat16 or float64"
 def test_torch_refuses_what_requires_grad(torch):
     logits = torch.zeros(1, 1, 3, 2, 2, requires_grad=True)
     message = (
-        "TypeError: logits must not require grad: pass its .detach(), and take the gradients from the function's "
-        "_backward; got a PyTorch tensor that requires grad"
+        "TypeError: logits must not require grad: use gspn2_cupy.torch, whose functions are differentiable, "
+        "or pass its .detach(); got a PyTorch tensor that requires grad"
     )
     assert refused(logits) == message
     assert refused(torch.nn.Parameter(torch.zeros(1, 1, 3, 2, 2))) == message
@@ -141,7 +141,7 @@ def test_jax_refuses_what_holds_no_data(jax):
     seen = []
     jax.jit(lambda logits: seen.append(refused(logits)))(LOGITS)
     assert seen == [
-        "TypeError: logits must be a concrete array: inside jit, grad or vmap, call through jax.pure_callback; "
+        "TypeError: logits must be a concrete array: inside jit and grad use the functions of gspn2_cupy.jax; "
         "got a JAX tracer"
     ]
     deleted = jax.numpy.asarray(LOGITS)
