@@ -68,7 +68,6 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   const int lane = threadIdx.x % 32, set = threadIdx.x / 32 % SETS;
   const int row0 = threadIdx.x / (32 * SETS) * WARP_STEP + lane * ROWS;  // a scanning lane's first row, within the block
   const int channel0 = set * CHANNELS;                                  // and channel
-  const Copier copier{x, weight, lam, h, geometry, addresses, ring, static_cast<int>(threadIdx.x) - SCANNERS};
 
   const int width = static_cast<int>(scan.width);
   const int band = static_cast<int>(blockIdx.x % bands.count), band_rows = static_cast<int>(bands.rows);
@@ -116,20 +115,26 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
 
     if (!scans) {
       // --- copy: one group of copies per tile, empty past the end ---------------------------------------------------
-      for (int tile = 0; tile < STAGES - 1; ++tile) {
-        if (tile < tiles) copier.load(tile);
+      const Copier copier(addresses, geometry, static_cast<int>(threadIdx.x) - SCANNERS);
+      const auto load = [&](long long tile) {
+        if (tile < tiles) {
+          copier.load(stage_of(ring, tile), x, weight, lam, geometry, tile, scan.lines - tile * LINES);
+        }
         copy_async_commit();
-      }
+      };
+      const auto store = [&](long long tile) {
+        copier.store(out_of(ring, tile), h, geometry, tile, scan.lines - tile * LINES);
+      };
+      for (int tile = 0; tile < STAGES - 1; ++tile) load(tile);
       copy_async_wait<STAGES - 2>();
       block_sync();
       for (long long tile = 0; tile < tiles; ++tile) {
-        if (ALONG && tile > 0) copier.store(tile - 1);
-        if (tile + STAGES - 1 < tiles) copier.load(tile + STAGES - 1);
-        copy_async_commit();
+        if (ALONG && tile > 0) store(tile - 1);
+        load(tile + STAGES - 1);
         copy_async_wait<STAGES - 2>();
         block_sync();
       }
-      if (ALONG && tiles > 0) copier.store(tiles - 1);
+      if (ALONG && tiles > 0) store(tiles - 1);
     } else {
       // --- scan -----------------------------------------------------------------------------------------------------
       Scanner scanner;
@@ -157,10 +162,10 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       for (long long tile = 0; tile < tiles; ++tile, to += LINES * geometry.h.line) {
         const long long left = scan.lines - tile * LINES, restart_in = restart - tile * LINES;
         if (left >= LINES && restart_in >= LINES) {
-          scanner.scan<true>(copier.stage(tile), copier.out(tile), to, geometry.h, LINES, 0, 0);
+          scanner.scan<true>(stage_of(ring, tile), out_of(ring, tile), to, geometry.h, LINES, 0, 0);
         } else {
           const int chunk = static_cast<int>(min(scan.chunk, static_cast<long long>(LINES)));
-          scanner.scan<false>(copier.stage(tile), copier.out(tile), to, geometry.h,
+          scanner.scan<false>(stage_of(ring, tile), out_of(ring, tile), to, geometry.h,
                               static_cast<int>(min(left, static_cast<long long>(LINES))),
                               static_cast<int>(min(restart_in, static_cast<long long>(LINES))), chunk);
           while (restart < (tile + 1) * LINES) restart += scan.chunk;

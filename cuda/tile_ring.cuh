@@ -69,67 +69,78 @@ struct Addresses {
   Offset x[SLOTS], lam[SLOTS], weight[SLOTS], h[SLOTS];
 };
 
-// What the copying warps need.
+__device__ __forceinline__ Vector* stage_of(Vector* ring, long long tile) {
+  return ring + tile % STAGES * STAGE_VECTORS;
+}
+__device__ __forceinline__ Vector* out_of(Vector* ring, long long tile) {
+  return OVER_X ? stage_of(ring, tile) + 3 * ARRAY_VECTORS : ring + STAGES * STAGE_VECTORS + tile % 2 * OUT_VECTORS;
+}
+
+// A copying thread has the same vectors of every tile, so their addresses stay in registers, and a thread that has written h
+// out may start the next copy over it.
 struct Copier {
-  const SCALAR *x, *weight, *lam;
-  SCALAR* h;
-  const Geometry& geometry;
-  const Addresses& addresses;
-  Vector* ring;
-  int thread;  // among the copying threads
+  static constexpr int COUNT = (ARRAY_VECTORS + 32 * COPIERS - 1) / (32 * COPIERS);
 
-  __device__ __forceinline__ Vector* stage(long long tile) const { return ring + tile % STAGES * STAGE_VECTORS; }
-  __device__ __forceinline__ Vector* out(long long tile) const {
-    return OVER_X ? stage(tile) + 3 * ARRAY_VECTORS : ring + STAGES * STAGE_VECTORS + tile % 2 * OUT_VECTORS;
-  }
+  Offset x[COUNT], lam[COUNT], weight[COUNT], h[COUNT];  // of the vector in tile 0
+  int line[COUNT];                                       // the vector's first line in the scan; past the end if it is missing
+  int place_in_array[COUNT];
 
-  // Visit this thread's vectors of a tile: visit(slot, n, line at the vector's lowest address, whether it exists). The same thread has the same
-  // vectors of every tile, so one that writes h out over x may start the next copy into that place.
-  template <typename Visit>
-  __device__ __forceinline__ void for_each_vector(long long tile, Visit visit) const {
-#pragma unroll 2
-    for (int k = thread; k < ARRAY_VECTORS; k += 32 * COPIERS) {
-      const int slot = ALONG ? k / SLOT_VECTORS : k % SLOTS, n = ALONG ? k % SLOT_VECTORS : k / SLOTS;
-      const long long t = tile * LINES + first_line(n);
-      visit(slot, n, t, t - (REVERSED ? VECTOR - 1 : 0) < geometry.scan.lines);
+  __device__ __forceinline__ Copier(const Addresses& addresses, const Geometry& geometry, int thread) {
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) {
+      const int which = thread + k * 32 * COPIERS;
+      const bool is = ARRAY_VECTORS % (32 * COPIERS) == 0 || which < ARRAY_VECTORS;
+      const int slot = !is ? 0 : ALONG ? which / SLOT_VECTORS : which % SLOTS;
+      const int n = !is ? 0 : ALONG ? which % SLOT_VECTORS : which / SLOTS;
+      const int lowest = first_line(n);  // at the lowest address
+      const bool exists = is && addresses.x[slot] >= 0;
+      line[k] = exists ? lowest - (REVERSED ? VECTOR - 1 : 0) : 1 << 30;
+      place_in_array[k] = is ? place(slot, n) : -1;
+      x[k] = exists ? addresses.x[slot] + static_cast<Offset>(lowest * geometry.x.line) : 0;
+      lam[k] = exists && HAS_LAM ? addresses.lam[slot] + static_cast<Offset>(lowest * geometry.lam.line) : 0;
+      weight[k] = exists ? addresses.weight[slot] + static_cast<Offset>(lowest * geometry.weight.line) : 0;
+      h[k] = is && addresses.h[slot] >= 0 ? addresses.h[slot] + static_cast<Offset>(lowest * geometry.h.line) : -1;
     }
   }
 
-  // Start the copies of a tile; what does not exist becomes 0.
-  __device__ __forceinline__ void load(long long tile) const {
-    for_each_vector(tile, [&](int slot, int n, long long t, bool exists) {
-      exists = exists && addresses.x[slot] >= 0;
-      const int bytes = exists ? 16 : 0;
-      Vector* const target = stage(tile) + place(slot, n);
-      const Offset step = static_cast<Offset>(t * geometry.x.line);
-      const SCALAR* const taps = weight + (exists ? addresses.weight[slot] + step : 0);
+  // Start the copies of a tile of which `left` lines exist; what does not exist becomes 0.
+  __device__ __forceinline__ void load(Vector* stage, const SCALAR* signal, const SCALAR* taps, const SCALAR* scale,
+                                       const Geometry& geometry, long long tile, long long left) const {
+    const long long lines = tile * LINES;
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) {
+      if (ARRAY_VECTORS % (32 * COPIERS) != 0 && place_in_array[k] < 0) continue;
+      const int bytes = line[k] < left ? 16 : 0;
+      Vector* const target = stage + place_in_array[k];
+      const SCALAR* from = taps + lines * geometry.weight.line + weight[k];
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) {
-        copy_async_16(target + tap * ARRAY_VECTORS, taps + tap * geometry.weight.tap, bytes);
+        copy_async_16(target + tap * ARRAY_VECTORS, from + tap * geometry.weight.tap, bytes);
       }
-      const SCALAR* const signal = x + (exists ? addresses.x[slot] + step : 0);
-      const SCALAR* const scale = HAS_LAM ? lam + (exists ? addresses.lam[slot] + step : 0) : nullptr;
 #pragma unroll
       for (int c = 0; c < BLOCK_CHANNELS; ++c) {
-        copy_async_16(target + (3 + c) * ARRAY_VECTORS, signal + c * geometry.x.channel, bytes);
+        from = signal + lines * geometry.x.line + c * geometry.x.channel + x[k];
+        copy_async_16(target + (3 + c) * ARRAY_VECTORS, from, bytes);
         if (HAS_LAM) {
-          copy_async_16(target + (3 + BLOCK_CHANNELS + c) * ARRAY_VECTORS, scale + c * geometry.lam.channel, bytes);
+          from = scale + lines * geometry.lam.line + c * geometry.lam.channel + lam[k];
+          copy_async_16(target + (3 + BLOCK_CHANNELS + c) * ARRAY_VECTORS, from, bytes);
         }
       }
-    });
+    }
   }
 
   // Write a tile's h to global memory, along the scan.
-  __device__ __forceinline__ void store(long long tile) const {
-    const Vector* const from = out(tile);
-    for_each_vector(tile, [&](int slot, int n, long long t, bool exists) {
-      if (!exists || addresses.h[slot] < 0) return;
-      SCALAR* const to = h + (addresses.h[slot] + static_cast<Offset>(t * geometry.h.line));
+  __device__ __forceinline__ void store(const Vector* out, SCALAR* result, const Geometry& geometry, long long tile,
+                                        long long left) const {
+    SCALAR* const to = result + tile * LINES * geometry.h.line;
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k) {
+      if (h[k] < 0 || line[k] >= left) continue;
 #pragma unroll
       for (int c = 0; c < BLOCK_CHANNELS; ++c) {
-        *reinterpret_cast<Vector*>(to + c * geometry.h.channel) = from[place(slot, n) + c * ARRAY_VECTORS];
+        *reinterpret_cast<Vector*>(to + c * geometry.h.channel + h[k]) = out[place_in_array[k] + c * ARRAY_VECTORS];
       }
-    });
+    }
   }
 };
 
