@@ -28,7 +28,7 @@ SHAPES = {
 }
 
 
-LIMIT = 40  # shapes tried per case
+LIMIT = 26  # shapes tried per case
 COPY = cp.RawKernel(
     """extern "C" __global__ void copy(const double2* from, double2* to, long long count) {
          for (long long i = blockIdx.x * 512ll + threadIdx.x; i < count; i += gridDim.x * 512ll) to[i] = from[i];
@@ -76,18 +76,18 @@ def candidates(shape, direction, dtype, groups, width):
     vector = 16 // cp.dtype(dtype).itemsize
     along = direction in _plan.HORIZONTAL
     per_group = shape[1] // groups
-    shares = [(c, s) for c, s in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4), (1, 8)) if per_group % (c * s) == 0]
+    shares = [(c, s) for c, s in ((1, 1), (1, 2), (1, 4), (2, 1)) if per_group % (c * s) == 0]
     whole = width <= 128
     rows = [r for r in (1, 2, 4) if width % r == 0] if along else [vector]
     depths = (2 * vector, 4 * vector) if along else (4, 8)
-    groups_of_lines = (vector,) if along else (2, 4)
+    groups_of_lines = (vector,) if along else (2,)
     for r, (c, sets), copiers, lines, stages, group in itertools.product(
-        rows, shares, (1, 2, 4), depths, (2, 3, 4), groups_of_lines
+        rows, shares, (2, 4), depths, (2, 3, 4), groups_of_lines
     ):
         if width <= 32 * r:
             yield _plan_tiles.Tiles(r, c, sets, 1, copiers, lines, 0, stages, group)
         elif not whole:
-            for halo, cluster in itertools.product((8, 16, 32), (2, 4, 8)):
+            for halo, cluster in itertools.product((8, 16), (2, 4, 8)):
                 step = 32 * r - 2 * halo
                 if halo % lines or halo % r or halo % vector or step <= 0:
                     continue
