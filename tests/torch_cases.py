@@ -104,14 +104,14 @@ def network(x, logits, lam, h0):
     return y, h_last
 
 
-def network_inputs():
+def network_inputs(device):
     unit = make_unit((2, 4, 6, 7), ("left_to_right", "top_to_bottom"), groups=2, normalize="softmax")
     scan = make_scan((2, 4, 6, 7), "left_to_right", h0=True)
-    return [tensor(each, requires_grad=True) for each in (unit.x, unit.weight, scan.lam, scan.h0)]
+    return [tensor(each, device=device, requires_grad=True) for each in (unit.x, unit.weight, scan.lam, scan.h0)]
 
 
-def loss_and_gradients(function):
-    inputs = network_inputs()
+def loss_and_gradients(function, device="cpu"):
+    inputs = network_inputs(device)
     y, h_last = function(*inputs)
     ((y * y).sum() + h_last.sum()).backward()
     return [y, h_last, *(each.grad for each in inputs)]
