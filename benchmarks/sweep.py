@@ -28,7 +28,7 @@ SHAPES = {
 }
 
 
-LIMIT = 26  # shapes tried per case
+LIMIT = 60  # shapes tried per case
 COPY = cp.RawKernel(
     """extern "C" __global__ void copy(const double2* from, double2* to, long long count) {
          for (long long i = blockIdx.x * 512ll + threadIdx.x; i < count; i += gridDim.x * 512ll) to[i] = from[i];
@@ -76,28 +76,27 @@ def candidates(shape, direction, dtype, groups, width):
     vector = 16 // cp.dtype(dtype).itemsize
     along = direction in _plan.HORIZONTAL
     per_group = shape[1] // groups
-    shares = [(c, s) for c, s in ((1, 1), (1, 2), (1, 4), (2, 1)) if per_group % (c * s) == 0]
-    whole = width <= 128
+    shares = [(c, s) for c, s in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2)) if per_group % (c * s) == 0]
     rows = [r for r in (1, 2, 4) if width % r == 0] if along else [vector]
+    if width <= 128:
+        rows = rows[-1:] if along and width > 64 else rows[-2:]
     depths = (2 * vector, 4 * vector) if along else (4, 8)
-    groups_of_lines = (vector,) if along else (2,)
-    for r, (c, sets), copiers, lines, stages, group in itertools.product(
-        rows, shares, (2, 4), depths, (2, 3, 4), groups_of_lines
-    ):
+    for r, (c, sets), copiers, lines, stages in itertools.product(rows, shares, (2, 4), depths, (2, 3, 4)):
+        group = vector if along else 2
         if width <= 32 * r:
             yield _plan_tiles.Tiles(r, c, sets, 1, copiers, lines, 0, stages, group)
-        elif not whole:
-            for halo, cluster in itertools.product((8, 16), (2, 4, 8)):
+        elif width > 128:
+            for halo, cluster in itertools.product((8, 16, 32), (2, 4, 8)):
                 step = 32 * r - 2 * halo
-                if halo % lines or halo % r or halo % vector or step <= 0:
+                if halo % lines or halo % r or halo % vector or step <= 0 or (r == 1 and halo > 8):
                     continue
                 warps = max(1, -(-(-(-width // cluster) + 2 * halo - 32 * r) // step) + 1)
-                if warps * sets + copiers <= 24:
+                if warps * sets + copiers <= 20 and lines * stages >= (16 if along else 8):
                     yield _plan_tiles.Tiles(r, c, sets, warps, copiers, lines, halo, stages, group, cluster)
 
 
 def compile_one(spec):
-    _launch.CupyKernel(spec, None)
+    _launch.CupyKernel(spec, None).prepare(0)
 
 
 def main():
