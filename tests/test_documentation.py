@@ -43,8 +43,11 @@ def test_block(page, line, match, tmp_path, monkeypatch):
     exec(compile("\n" * line + match["code"], page, "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("module", ["gspn2_cupy.ops"])
-def test_examples_of_docstrings(module):
+@pytest.mark.parametrize(
+    ("module", "requirement"), [("gspn2_cupy.ops", "numpy"), ("gspn2_cupy.torch", "torch"), ("gspn2_cupy.jax", "jax")]
+)
+def test_examples_of_docstrings(module, requirement):
+    pytest.importorskip(requirement, reason=f"{requirement} is not installed")
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0
     assert result.failed == 0

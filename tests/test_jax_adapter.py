@@ -187,6 +187,24 @@ def test_empty_arrays(device):
     assert grad.shape == x.shape
 
 
+def test_inside_lax_map_and_checkpoint(device):
+    scan = make_scan((3, 4, 6, 7), "left_to_right", "float64", groups=2)
+    x, weight = jax.device_put((scan.x, scan.weight), device)
+
+    def whole(x, weight):
+        return adapter.line_scan(x, weight, direction="left_to_right")
+
+    @jax.checkpoint
+    def mapped(x, weight):
+        return jax.lax.map(lambda each: whole(each[0][None], each[1][None])[0], (x, weight))
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda *given: (function(*given) ** 2).sum(), argnums=(0, 1)))(x, weight)
+
+    for actual, wanted in zip(gradients(mapped), gradients(whole), strict=True):
+        assert_same_bits(np.asarray(actual), np.asarray(wanted))
+
+
 def test_a_call_is_compiled_once():
     call = case("line_scan")
     inputs = on(jax.devices("cpu")[0], call.arrays)
@@ -305,19 +323,18 @@ def test_several_devices_are_refused_but_inside_shard_map():
 # --- the callbacks ----------------------------------------------------------------------------------------------------
 
 
-def test_the_emulated_kernels_serve_the_adapter(monkeypatch):
+@every_function
+def test_the_emulated_kernels_serve_the_adapter(function, monkeypatch):
     from emulator import emulated, require
 
     require()
-    call = case("line_scan")
-    cpu = jax.devices("cpu")[0]
     with emulated() as emulator:
         monkeypatch.setattr(_launch, "override", lambda: emulator)  # XLA may call from a thread of its own
-        check("line_scan", call, cpu)
+        check(function, case(function), jax.devices("cpu")[0])
         assert emulator.launches > 0
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@every_function
 def test_the_gpu_callback_fills_the_buffers_it_is_given(function, monkeypatch):
     """The way over buffer_callback, which works on the CPU too, with NumPy in the place of CuPy."""
 

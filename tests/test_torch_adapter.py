@@ -1,5 +1,8 @@
 """gspn2_cupy.torch gives the results and the gradients of the array functions, only those asked for, and no more."""
 
+import ctypes
+import sys
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +25,8 @@ from torch_cases import (  # noqa: E402
     run,
     tensor,
 )
+
+from gspn2_cupy import _torch_memory  # noqa: E402
 
 SOME_DIRECTIONS = [("left_to_right",), ("bottom_to_top", "right_to_left"), ALL_DIRECTIONS]
 
@@ -148,6 +153,21 @@ def test_gradients_are_contiguous_whatever_the_strides_of_the_inputs(function):
         assert gradient.is_contiguous()
 
 
+def test_a_result_may_be_changed_unless_it_is_saved():
+    scan = make_scan((1, 2, 3, 4), "left_to_right")
+    for save_states in (False, True):
+        x, weight = (tensor(each, requires_grad=True) for each in (scan.x, scan.weight))
+        h = adapter.line_scan(x, weight, direction="left_to_right", save_states=save_states)
+        h += 1
+        if save_states:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                h.sum().backward()
+        else:
+            h.sum().backward()
+            grads = gspn2_cupy.line_scan_backward(np.ones_like(scan.x), scan.x, scan.weight, direction="left_to_right")
+            assert_same_bits(numpy(weight.grad), grads.weight)
+
+
 def test_empty_tensors():
     x = torch.zeros(2, 3, 0, 4, requires_grad=True)
     weight = torch.zeros(2, 1, 3, 0, 4, requires_grad=True)
@@ -260,20 +280,47 @@ def test_only_tensors_are_taken():
         adapter.line_scan(tensor(scan.x), tensor(scan.weight), direction="left_to_right", save_states=2)
 
 
-# --- through the CUDA sources on the CPU ------------------------------------------------------------------------------
+# --- towards the kernels ----------------------------------------------------------------------------------------------
 
 
-def test_the_emulated_kernels_serve_the_adapter():
+@every_function
+def test_the_emulated_kernels_serve_the_adapter(function):
     from emulator import emulated, require
 
     require()
-    call = case("line_scan", directions=("right_to_left",))
-    reference = expected("line_scan", call)
+    call = case(function)
     with emulated(schedule="random") as device:
-        wanted = expected("line_scan", call)
+        wanted = expected(function, call)
         launches = device.launches
-        actual = run("line_scan", call)
+        actual = run(function, call)
         assert device.launches == 2 * launches > 0
     assert_same(actual, wanted)
-    for name, gradient in actual[1].items():
-        np.testing.assert_allclose(numpy(gradient), reference[1][name], rtol=1e-4, atol=1e-5)
+    for name, gradient in expected(function, call)[1].items():
+        np.testing.assert_allclose(numpy(actual[1][name]), gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_cupy_gets_memory_of_tensors_and_results_are_tensors(monkeypatch):
+    """On the CPU, with stand-ins for CuPy's memory; the tests of the marker `gpu` do it with CuPy's own."""
+    kept = weakref.WeakSet()
+
+    class UnownedMemory:
+        def __init__(self, address, size, owner, device):
+            self.address, self.size, self.owner = address, size, owner
+            kept.add(self)
+
+    cuda = SimpleNamespace(UnownedMemory=UnownedMemory, MemoryPointer=lambda memory, offset: memory)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    memory = _torch_memory._Memory(torch.device("cpu"))
+    pointer, workspace = memory.allocate(2 * 3 * 4 * 2), memory.allocate(1 << 20)
+    seen = torch.frombuffer((ctypes.c_char * pointer.size).from_address(pointer.address), dtype=torch.bfloat16)
+    seen.copy_(torch.arange(24))
+    owned = memory.own(seen.view(2, 3, 4))
+    assert owned.dtype is torch.bfloat16
+    assert owned.untyped_storage().data_ptr() == pointer.owner.data_ptr()
+    assert not owned._is_view()
+    del pointer, seen, workspace
+    assert len(kept) == 0
+    assert len(memory._tensors) == 0
+    assert torch.equal(owned, torch.arange(24).bfloat16().view(2, 3, 4))
+    assert memory.allocate(0).size == 0
+    assert memory.own(torch.zeros(2, 0, 4)).shape == (2, 0, 4)

@@ -51,8 +51,8 @@ def test_forward_and_true_gradients(items_each_chunk):
     truth = loops(*given, items_each_chunk)
     torch.testing.assert_close(actual, truth, rtol=1e-13, atol=1e-13)
     gradients = torch.autograd.grad(actual, given, upstream)
-    true = torch.autograd.grad(truth, given, upstream, materialize_grads=True)
-    for name, gradient, true in zip(NAMES, gradients, true, strict=True):
+    trues = torch.autograd.grad(truth, given, upstream, materialize_grads=True)
+    for name, gradient, true in zip(NAMES, gradients, trues, strict=True):
         torch.testing.assert_close(
             gradient, true, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
         )
