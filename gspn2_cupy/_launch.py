@@ -51,6 +51,9 @@ class Launcher(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return an uninitialised array on the device."""
 
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return an array of zeros on the device."""
+
 
 # --- sources ----------------------------------------------------------------------------------------------------------
 
@@ -141,6 +144,7 @@ class CupyLauncher:
             l2_bytes=properties["l2CacheSize"],
         )
         self.empty = cupy.empty
+        self.zeros = cupy.zeros
         self._kernels: dict[KernelSpec, CupyKernel] = {}
 
     def compile(self, spec: KernelSpec) -> CupyKernel:
@@ -181,4 +185,4 @@ def run(launcher: Launcher, plan: LaunchPlan, *arrays: Any) -> None:
     """Launch a plan on its arrays (None for those that are not there)."""
     if os.environ.get("GSPN2_PRINT_PLAN"):
         print(plan, file=sys.stderr)
-    launcher.compile(plan.spec)(plan.grid, plan.block, plan.shared_bytes, (*arrays, plan.geometry), plan.cooperative)
+    launcher.compile(plan.spec)(plan.grid, plan.block, plan.shared_bytes, (*arrays, plan.struct), plan.cooperative)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, Layout, scan_geometry, span, total_bytes
 from gspn2_cupy.reference import HORIZONTAL
@@ -112,3 +114,124 @@ def tiles_plan(
         reason=reason,
         cooperative=count > 1 and tiles.cluster == 1,
     )
+
+
+# --- the choice ----------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def line_scan_forward(
+    limits: DeviceLimits,
+    direction: str,
+    chunk: int | None,
+    x: Layout,
+    weight: Layout,
+    lam: Layout | None,
+    h0: Layout | None,
+    h: Layout,
+    h_last: Layout | None,
+) -> LaunchPlan | None:
+    """Plan a forward scan by the tile kernel; None where only the plain kernel will do."""
+    images = [layout for layout in (x, weight, lam, h) if layout is not None]
+    if limits.compute_capability < (8, 0) or x.itemsize == 8 or not all(_in_vectors(a, x.c_name) for a in images):
+        return None
+    batch, channels, height, width = x.shape
+    along = direction in HORIZONTAL
+    across = height if along else width
+    for tiles in _shapes(limits, along, across, x.itemsize, batch * channels, channels // weight.shape[1]):
+        plan = tiles_plan(limits, tiles, direction, chunk, x, weight, lam, h0, h, h_last, _reason(tiles, across))
+        if plan is not None:
+            return plan
+    return None
+
+
+def _in_vectors(layout: Layout, c_name: str) -> bool:
+    """Tell whether every row of an image lies in whole, aligned vectors of 16 bytes."""
+    vector = 16 // layout.itemsize
+    steps = [stride for size, stride in zip(layout.shape[:-1], layout.strides[:-1], strict=True) if size > 1]
+    return (
+        layout.c_name == c_name
+        and layout.aligned
+        and layout.strides[-1] == 1
+        and layout.shape[-1] % vector == 0
+        and all(step % vector == 0 for step in steps)
+    )
+
+
+def _shapes(
+    limits: DeviceLimits, along: bool, across: int, itemsize: int, slices: int, per_group: int
+) -> Iterator[Tiles]:
+    """Yield shapes for a slice of ``across`` rows, best first, as measured on an H200 (docs/optimization_log.md)."""
+    vector = 16 // itemsize
+    most_sets = next(sets for sets in (4, 2, 1) if per_group % sets == 0)
+    if itemsize == 4:
+        most_sets = 1
+    if along:
+        yield from _shapes_along(limits, across, vector, slices, most_sets)
+    else:
+        yield from _shapes_across(limits, across, vector, slices, most_sets)
+
+
+def _fewer(tiles: Tiles) -> Iterator[Tiles]:
+    """Yield a shape with ever shorter rings and fewer channels, for devices with less shared memory."""
+    sets = tiles.sets
+    while sets:
+        for stages in range(tiles.stages, 1, -1):
+            yield replace(tiles, stages=stages, sets=sets)
+        sets //= 2
+
+
+def _shapes_along(
+    limits: DeviceLimits, across: int, vector: int, slices: int, most_sets: int
+) -> Iterator[Tiles]:
+    for rows in (2, 4, 1):
+        if across <= 32 * rows and across % rows == 0:  # a warp holds whole slices
+            yield from _fewer(Tiles(rows, 1, most_sets, 1, 2, 4 * vector, 0, 3 if vector == 4 else 2, vector))
+            return
+    rows = 2 if across % 2 == 0 else 1
+    for cluster in _clusters(limits, slices, 4):
+        for lines in (16, 8)[rows == 1 :]:
+            warps = _warps(-(-across // cluster), rows, lines)
+            yield from _fewer(Tiles(rows, 1, 1, warps, 4, lines, lines, 4, vector, cluster))
+    for warps in (3, 2, 1):
+        yield from _fewer(Tiles(rows, 1, 1, 4 * warps // rows, 4, 8, 8, 4, vector))
+
+
+def _shapes_across(
+    limits: DeviceLimits, across: int, vector: int, slices: int, most_sets: int
+) -> Iterator[Tiles]:
+    if across <= 32 * vector:  # a warp holds whole slices
+        blocks = -(-slices // (32 * vector // across))
+        sets = most_sets
+        while sets > 1 and blocks // sets < limits.multiprocessors:
+            sets //= 2
+        yield from _fewer(Tiles(vector, 1, sets, 1, 2, 8, 0, 3, 2))
+        return
+    for cluster in _clusters(limits, slices, 2):
+        warps = _warps(-(-across // cluster), vector, 32)
+        lines = 8 if warps <= 3 else 4
+        yield from _fewer(Tiles(vector, 1, 1, warps, 2 if warps <= 8 else 4, lines, 32, 4, 2, cluster))
+    for warps in (4, 2, 1):
+        yield from _fewer(Tiles(vector, 1, 1, warps, 4, 4, 32, 3, 2))
+
+
+def _clusters(limits: DeviceLimits, slices: int, least: int) -> Iterator[int]:
+    """Yield sizes of clusters, the smallest that gives every multiprocessor a block first."""
+    if limits.compute_capability < (9, 0) or limits.compute_capability >= (12, 0):
+        return
+    enough = [size for size in (2, 4, 8) if size >= least and slices * size >= limits.multiprocessors]
+    yield from enough or (8,)
+    if enough and enough[-1] != 8:
+        yield 8
+
+
+def _warps(band: int, rows: int, halo: int) -> int:
+    """Return the warps that a band of so many rows takes."""
+    return max(1, -(-(band + 2 * halo - 32 * rows) // (32 * rows - 2 * halo)) + 1)
+
+
+def _reason(tiles: Tiles, across: int) -> str:
+    if not tiles.halo:
+        return f"a warp holds {32 * tiles.rows // across} slices of {across} rows"
+    where = f"a cluster of {tiles.cluster}" if tiles.cluster > 1 else "resident blocks"
+    return f"slices of {across} rows cut over {where}, {tiles.warps} warps each, halos of {tiles.halo} rows"

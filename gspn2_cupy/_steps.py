@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gspn2_cupy import _launch, _plan, _plan_pixels
+from gspn2_cupy import _launch, _plan, _plan_pixels, _plan_tiles
 from gspn2_cupy._arrays import DataType, data_type
 
 Array = Any
@@ -27,7 +27,12 @@ def layout(array: Array) -> _plan.Layout:
     """Return what a plan knows of an array."""
     kind = type_of(array)
     strides = tuple(stride // kind.itemsize for stride in array.strides)
-    return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize)
+    return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize, address(array) % 16 == 0)
+
+
+def address(array: Array) -> int:
+    """Return where an array's first element lies."""
+    return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 def optional_layout(array: Array | None) -> _plan.Layout | None:
@@ -59,18 +64,16 @@ def scan(
         if h_last is not None and h_last.size:
             hand_through(h_last, h0)
         return
-    plan = _plan.line_scan_forward(
-        direction,
-        chunk,
-        layout(x),
-        layout(weight),
-        optional_layout(lam),
-        optional_layout(h0),
-        layout(h),
-        optional_layout(h_last),
-    )
+    arrays = (x, weight, lam, h0, h, h_last)
+    layouts = [optional_layout(array) for array in arrays]
+    plan = _plan_tiles.line_scan_forward(launcher.limits, direction, chunk, *layouts)
+    if plan is not None:
+        mail = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
+        _launch.run(launcher, plan, *arrays, mail)
+        return
+    plan = _plan.line_scan_forward(direction, chunk, *layouts)
     lines = launcher.empty((plan.workspace,), type_of(x).state.numpy_dtype)
-    _launch.run(launcher, plan, x, weight, lam, h0, h, h_last, lines)
+    _launch.run(launcher, plan, *arrays, lines)
 
 
 def adjoint(

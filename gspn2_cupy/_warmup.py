@@ -45,6 +45,8 @@ class CompilingLauncher:
         """Return an array that nothing will be written to."""
         return array_without_memory(shape, dtype)
 
+    zeros = empty
+
 
 class CompilingKernel:
     """A kernel that a call prepares for its launch instead of launching it."""

@@ -133,6 +133,10 @@ class Emulator:
         """Return an array of NaN whose bytes count as never written until a kernel or Python writes them."""
         return self.allocations.empty(shape, dtype)
 
+    def zeros(self, shape, dtype) -> np.ndarray:
+        """Return an array of zeros."""
+        return np.zeros(shape, dtype)
+
 
 class EmulatedKernel:
     """One specialisation, built and loaded."""
@@ -263,9 +267,9 @@ def check_arguments(parameters, args, refuse) -> tuple[dict[int, np.ndarray], di
     for i, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
         if parameter[0] == "struct":
             struct = np.asarray(value)
-            if struct.ndim or struct.dtype.names is None:
+            if struct.ndim or struct.dtype.kind != "V":
                 refuse(f"argument {i} must be a zero-dimensional structured array; got {value!r}")
-            if not all(leaf == np.int64 for leaf in leaves(struct.dtype)):
+            if struct.dtype.names and not all(leaf == np.int64 for leaf in leaves(struct.dtype)):
                 refuse(f"argument {i}: every field of a struct must be int64 (long long); got {struct.dtype}")
             if struct.itemsize != int(parameter[1]):
                 refuse(f"argument {i}: the kernel's struct has {parameter[1]} bytes; got {struct.itemsize}")

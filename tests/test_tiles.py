@@ -1,0 +1,98 @@
+"""The tile kernel in every way it can lie over a slice, forced one by one: bit for bit what the plain kernel computes."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import NO_GPU
+from emulator import emulated
+
+from gspn2_cupy import ALL_DIRECTIONS, _launch, _plan, _plan_tiles, _steps
+from gspn2_cupy._plan_tiles import Tiles
+from gspn2_cupy.reference import HORIZONTAL
+
+FLOAT32, FLOAT16, BFLOAT16 = np.dtype("float32"), np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)
+
+# A name for what the case is about; shape, groups, data type; rows of a lane (None: one vector), then the rest of Tiles;
+# chunk and h0.
+CASES = {
+    "several slices in a warp": ((1, 3, 32, 40), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), None, False),
+    "a tile cut short, restarts inside": ((1, 3, 16, 20), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), 5, True),
+    "two channels in a lane": ((2, 4, 32, 32), 2, FLOAT16, (None, 2, 1, 1, 2, 16, 0, 3), None, False),
+    "a warp per channel": ((2, 8, 32, 64), 1, BFLOAT16, (None, 1, 4, 1, 1, 16, 0, 2), 7, False),
+    "warps of a block": ((1, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 2, 2, 8, 8, 2), None, False),
+    "an exchange every second tile": ((1, 2, 160, 160), 1, FLOAT32, (4, 2, 1, 1, 2, 8, 16, 2), 50, True),
+    "bands in global memory": ((2, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 16, 2), None, True),
+    "warps and channel sets": ((1, 4, 160, 160), 1, FLOAT32, (4, 1, 2, 2, 2, 8, 8, 2), None, False),
+    "a cluster of 2": ((2, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 8, 2, 2), None, False),
+    "a cluster of blocks of warps": ((1, 2, 240, 240), 1, FLOAT32, (4, 1, 2, 2, 1, 8, 8, 2, 2), 90, True),
+    "a cluster of 4, deep rings": ((1, 2, 136, 136), 1, BFLOAT16, (None, 1, 1, 1, 1, 8, 8, 4, 4), None, False),
+}
+
+
+def tiles_of(direction, itemsize, sizes):
+    rows, *others = sizes
+    *middle, stages = others[:7]
+    vector = 16 // itemsize
+    rows = rows if rows is not None and (direction in HORIZONTAL or rows % vector == 0) else 4
+    rows = rows if direction in HORIZONTAL else max(rows, vector)
+    return Tiles(rows, *middle, stages, 2, *others[7:])
+
+
+def arrays_of(shape, groups, kind, direction, h0):
+    batch, channels, height, width = shape
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal(shape).astype(kind)
+    lam = generator.standard_normal(shape).astype(kind)
+    weight = (generator.random((batch, groups, 3, height, width)) / 3).astype(kind)
+    line = generator.standard_normal((batch, channels, height if direction in HORIZONTAL else width)).astype("f4")
+    return x, weight, lam, line if h0 else None, line.shape
+
+
+def both(launcher, arrays, direction, chunk, tiles, line_shape):
+    """Run the tile kernel and the plain one; return their h and h_last."""
+    results = []
+    for forced in (True, False):
+        h, h_last = launcher.empty(arrays[0].shape, arrays[0].dtype), launcher.empty(line_shape, np.float32)
+        layouts = [_steps.optional_layout(array) for array in (*arrays, h, h_last)]
+        if forced:
+            plan = _plan_tiles.tiles_plan(launcher.limits, tiles, direction, chunk, *layouts)
+            assert plan is not None, f"{tiles} does not fit"
+            workspace = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
+        else:
+            plan = _plan.line_scan_forward(direction, chunk, *layouts)
+            workspace = launcher.empty((plan.workspace,), np.float32)
+        _launch.run(launcher, plan, *arrays, h, h_last, workspace)
+        results.append((h, h_last))
+    return results
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("schedule", ["random", "priority"])
+@pytest.mark.parametrize("case", CASES)
+def test_emulated(case, direction, schedule):
+    shape, groups, kind, sizes, chunk, h0 = CASES[case]
+    *arrays, line_shape = arrays_of(shape, groups, kind, direction, h0)
+    tiles = tiles_of(direction, kind.itemsize, sizes)
+    with emulated(seed=1, schedule=schedule, detect=True, async_copies="random") as device:
+        (h, h_last), (plain, plain_last) = both(device, arrays, direction, chunk, tiles, line_shape)
+    assert np.isfinite(plain.astype(np.float32)).all()
+    assert h.tobytes() == plain.tobytes()
+    assert h_last.tobytes() == plain_last.tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU: {NO_GPU}")
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu(case, direction):
+    import cupy
+
+    shape, groups, kind, sizes, chunk, h0 = CASES[case]
+    *arrays, line_shape = arrays_of(shape, groups, kind, direction, h0)
+    arrays = [None if array is None else cupy.asarray(array) for array in arrays]
+    launcher = _launch.cupy_launcher(cupy.cuda.Device().id)
+    tiles = tiles_of(direction, kind.itemsize, sizes)
+    for _ in range(20):  # timing differs from run to run; bits must not
+        (h, h_last), (plain, plain_last) = both(launcher, arrays, direction, chunk, tiles, line_shape)
+        assert cupy.asnumpy(h).tobytes() == cupy.asnumpy(plain).tobytes()
+        assert cupy.asnumpy(h_last).tobytes() == cupy.asnumpy(plain_last).tobytes()
