@@ -66,13 +66,19 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
 
   const bool scans = threadIdx.x < SCANNERS;
   const int lane = threadIdx.x % 32, set = threadIdx.x / 32 % SETS;
-  const int row0 = threadIdx.x / (32 * SETS) * WARP_STEP + lane * ROWS;  // a scanning lane's first row, within the block
-  const int channel0 = set * CHANNELS;                                  // and channel
+  const int row0 =
+      threadIdx.x / (32 * SETS) * WARP_STEP + lane * ROWS;  // a scanning lane's first row, within the block
+  const int channel0 = set * CHANNELS;                      // and channel
 
   const int width = static_cast<int>(scan.width);
-  const int band = static_cast<int>(blockIdx.x % bands.count), band_rows = static_cast<int>(bands.rows);
+  const int band = static_cast<int>(blockIdx.x) % static_cast<int>(bands.count),
+            band_rows = static_cast<int>(bands.rows);
   const long long tiles = (scan.lines + LINES - 1) / LINES;
-  const long long units = scan.batch * (scan.channels / BLOCK_CHANNELS);  // BLOCK_CHANNELS slices that share their weights
+  // Units are BLOCK_CHANNELS slices that share their weights. There are fewer than 2^30: 32-bit divisions, on which each
+  // block spends its first microsecond.
+  const int channels = static_cast<int>(scan.channels), per_group = static_cast<int>(scan.channels_per_group);
+  const int units = static_cast<int>(scan.batch) * (channels / BLOCK_CHANNELS);
+  const int bands_of_slice = static_cast<int>(bands.count), units_of_block = static_cast<int>(bands.units);
   unsigned exchanges = 0;
 
   unsigned long long *mail_above = nullptr, *mail_below = nullptr;
@@ -88,22 +94,21 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     mail_below = mail + BOX_WORDS;
   }
 
-  for (long long unit0 = blockIdx.x / bands.count * bands.units; unit0 < units;
-       unit0 += gridDim.x / bands.count * bands.units) {
+  for (int unit0 = static_cast<int>(blockIdx.x) / bands_of_slice * units_of_block; unit0 < units;
+       unit0 += static_cast<int>(gridDim.x) / bands_of_slice * units_of_block) {
     // Rows of the block: the row of the slice, the unit it belongs to, and who is there.
     const auto unit_of = [&](int row) { return HALO ? unit0 : unit0 + row / width; };
     const auto row_of = [&](int row) { return HALO ? band * band_rows - HALO + row : row % width; };
     const auto exists = [&](int row) {
       if (HALO) return row_of(row) >= 0 && row_of(row) < width && row < band_rows + 2 * HALO;
-      return row < bands.units * width && unit_of(row) < units;
+      return row < units_of_block * width && unit_of(row) < units;
     };
     const auto owned = [&](int row) { return exists(row) && (!HALO || (row >= HALO && row < HALO + band_rows)); };
 
     for (int slot = threadIdx.x; slot < SLOTS; slot += THREADS) {
       const int row = row_of_slot(slot);
-      const long long channel = unit_of(row) * BLOCK_CHANNELS;
-      const long long b = channel / scan.channels, c = channel % scan.channels, i = row_of(row);
-      const long long group = c / scan.channels_per_group;
+      const int channel = unit_of(row) * BLOCK_CHANNELS;
+      const int b = channel / channels, c = channel % channels, i = row_of(row), group = c / per_group;
       const bool is = exists(row);
       addresses.x[slot] = is ? static_cast<Offset>(geometry.x.slice(b, c) + i * geometry.x.cross) : Offset(-1);
       addresses.lam[slot] = is ? static_cast<Offset>(geometry.lam.slice(b, c) + i * geometry.lam.cross) : Offset(-1);
@@ -145,8 +150,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       scanner.keeps = owned(row0) && (!HALO || (lane >= HALO / ROWS && lane < 32 - HALO / ROWS));
       const bool keeps = scanner.keeps;
       auto& state = scanner.state;
-      const long long channel = unit_of(row0) * BLOCK_CHANNELS + channel0;
-      const long long b = channel / scan.channels, c0 = channel % scan.channels;
+      const int channel = unit_of(row0) * BLOCK_CHANNELS + channel0, b = channel / channels, c0 = channel % channels;
       SCALAR* to = h + (ALONG || !keeps ? 0 : addresses.h[slot_of_row(row0)] + channel0 * geometry.h.channel);
 
 #pragma unroll
@@ -183,8 +187,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
                 const int channel = channel0 + c;
                 const int from_top = row0 + r - HALO, from_bottom = band_rows - 1 - from_top;
                 if (from_top < HALO && band > 0) {
-                  publish(mailbox(mail_above, 1, exchanges, channel) + from_top,
-                          sealed(state[c][r], exchanges));
+                  publish(mailbox(mail_above, 1, exchanges, channel) + from_top, sealed(state[c][r], exchanges));
                 }
                 if (from_bottom < HALO && band + 1 < bands.count) {
                   publish(mailbox(mail_below, 0, exchanges, channel) + HALO - 1 - from_bottom,

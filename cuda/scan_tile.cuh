@@ -24,8 +24,12 @@ struct Band {
   }
 };
 
-__device__ __forceinline__ int halo_of(long long width) { return width <= THREADS ? 0 : LINES; }
-__device__ __forceinline__ int owned_rows(long long width) { return THREADS - 2 * halo_of(width); }
+__device__ __forceinline__ int halo_of(long long width) {
+  return width <= THREADS ? 0 : LINES;
+}
+__device__ __forceinline__ int owned_rows(long long width) {
+  return THREADS - 2 * halo_of(width);
+}
 
 // Visit every pixel of a tile once, neighbouring threads on neighbouring addresses: visit(line of the tile, thread's row).
 template <typename Visit>

@@ -18,7 +18,7 @@ constexpr int WARP_ROWS = 32 * ROWS;                             // rows of a sc
 constexpr int WARP_STEP = WARP_ROWS - 2 * HALO;                  // rows it owns
 constexpr int BLOCK_ROWS = (WARPS - 1) * WARP_STEP + WARP_ROWS;  // rows of a block, outer halo included
 constexpr int BLOCK_CHANNELS = SETS * CHANNELS;
-constexpr int SCANNERS = 32 * WARPS * SETS;  // threads that scan …
+constexpr int SCANNERS = 32 * WARPS * SETS;       // threads that scan …
 constexpr int THREADS = SCANNERS + 32 * COPIERS;  // … and that copy
 
 constexpr int ARRAYS = 3 + BLOCK_CHANNELS * (1 + HAS_LAM);  // weights, then x, then λ
@@ -82,7 +82,7 @@ struct Copier {
   static constexpr int COUNT = (ARRAY_VECTORS + 32 * COPIERS - 1) / (32 * COPIERS);
 
   Offset x[COUNT], lam[COUNT], weight[COUNT], h[COUNT];  // of the vector in tile 0
-  int line[COUNT];                                       // the vector's first line in the scan; past the end if it is missing
+  int line[COUNT];  // the vector's first line in the scan; past the end if it is missing
   int place_in_array[COUNT];
 
   __device__ __forceinline__ Copier(const Addresses& addresses, const Geometry& geometry, int thread) {

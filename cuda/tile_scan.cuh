@@ -69,7 +69,8 @@ struct Scanner {
           const bool first = r == 0, last = r == ROWS - 1;
           line[r] = multiply_add(value(group.taps[1], r), h[r], line[r]);
           if (!last || has_below) line[r] = multiply_add(value(group.taps[2], r), last ? below : h[r + !last], line[r]);
-          if (!first || has_above) line[r] = multiply_add(value(group.taps[0], r), first ? above : h[r - !first], line[r]);
+          if (!first || has_above)
+            line[r] = multiply_add(value(group.taps[0], r), first ? above : h[r - !first], line[r]);
         }
       }
 #pragma unroll
@@ -86,7 +87,8 @@ struct Scanner {
 #pragma unroll
     for (int v = 0; v < LANE_VECTORS; ++v) {
 #pragma unroll
-      for (int c = 0; c < CHANNELS; ++c) out[place_of(v, n0) + (set * CHANNELS + c) * ARRAY_VECTORS] = group.signal[c][v];
+      for (int c = 0; c < CHANNELS; ++c)
+        out[place_of(v, n0) + (set * CHANNELS + c) * ARRAY_VECTORS] = group.signal[c][v];
     }
   }
 

@@ -133,12 +133,13 @@ def line_scan_forward(
 ) -> LaunchPlan | None:
     """Plan a forward scan by the tile kernel; None where only the plain kernel will do."""
     images = [layout for layout in (x, weight, lam, h) if layout is not None]
-    if limits.compute_capability < (8, 0) or x.itemsize == 8 or not all(_in_vectors(a, x.c_name) for a in images):
+    slices = x.shape[0] * x.shape[1]
+    if limits.compute_capability < (8, 0) or x.itemsize == 8 or slices >= 2**30 or not all(_in_vectors(a, x.c_name) for a in images):
         return None
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     along = direction in HORIZONTAL
     across = height if along else width
-    for tiles in _shapes(limits, along, across, x.itemsize, batch * channels, channels // weight.shape[1]):
+    for tiles in _shapes(limits, along, across, x.itemsize, slices, channels // weight.shape[1]):
         plan = tiles_plan(limits, tiles, direction, chunk, x, weight, lam, h0, h, h_last, _reason(tiles, across))
         if plan is not None:
             return plan
