@@ -28,7 +28,7 @@ SHAPES = {
 }
 
 
-LIMIT = 60  # shapes tried per case
+LIMIT = 40  # shapes tried per case
 COPY = cp.RawKernel(
     """extern "C" __global__ void copy(const double2* from, double2* to, long long count) {
          for (long long i = blockIdx.x * 512ll + threadIdx.x; i < count; i += gridDim.x * 512ll) to[i] = from[i];
@@ -86,13 +86,17 @@ def candidates(shape, direction, dtype, groups, width):
         if width <= 32 * r:
             yield _plan_tiles.Tiles(r, c, sets, 1, copiers, lines, 0, stages, group)
         elif width > 128:
-            for halo, cluster in itertools.product((8, 16, 32), (2, 4, 8)):
+            for halo, cluster in itertools.product((8, 16, 32), (1, 2, 4, 8)):
                 step = 32 * r - 2 * halo
                 if halo % lines or halo % r or halo % vector or step <= 0 or (r == 1 and halo > 8):
                     continue
-                warps = max(1, -(-(-(-width // cluster) + 2 * halo - 32 * r) // step) + 1)
-                if warps * sets + copiers <= 20 and lines * stages >= (16 if along else 8):
-                    yield _plan_tiles.Tiles(r, c, sets, warps, copiers, lines, halo, stages, group, cluster)
+                if cluster > 1:
+                    choices = [max(1, -(-(-(-width // cluster) + 2 * halo - 32 * r) // step) + 1)]
+                else:
+                    choices = [2, 4, 8] if width > 2048 else []
+                for warps in choices:
+                    if warps * sets + copiers <= 20 and lines * stages >= (16 if along else 8):
+                        yield _plan_tiles.Tiles(r, c, sets, warps, copiers, lines, halo, stages, group, cluster)
 
 
 def compile_one(spec):

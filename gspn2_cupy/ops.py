@@ -2,17 +2,19 @@
 
 What holds for all of them:
 
-- Arrays may come from NumPy, CuPy, PyTorch, JAX or any library that speaks DLPack; results come back in the same library.
-  CPU arrays run the NumPy reference, CUDA arrays the CUDA kernels. All arrays of a call come from one library and one device.
-- Data types: float32, float16, bfloat16 and float64, one for all arrays of a call. The recurrence is carried in the *state's
-  type*, float32 (float64 for float64), and rounded once, on the way out. ``h0``, ``h_last``, ``dh_last`` and ``dh0`` have the
-  state's type.
-- Images keep their layout (B, C, H, W), whatever the direction. ``weight[..., k, :, :]`` is the weight of neighbour k − 1 in
-  image coordinates: above, same, below for horizontal scans; left, same, right for vertical ones. A weight whose neighbour is
-  outside the image, or that stands on a line without a previous line, is never used, and its gradient is 0.
+- Arrays may come from NumPy, CuPy, PyTorch, JAX or any library that speaks DLPack; results come back in the same
+  library. CPU arrays run the NumPy reference, CUDA arrays the CUDA kernels. All arrays of a call come from one library
+  and one device.
+- Data types: float32, float16, bfloat16 and float64, one for all arrays of a call. The recurrence is carried in the
+  *state's type*, float32 (float64 for float64), and rounded once, on the way out. ``h0``, ``h_last``, ``dh_last`` and
+  ``dh0`` have the state's type.
+- Images keep their layout (B, C, H, W), whatever the direction. ``weight[..., k, :, :]`` is the weight of neighbour
+  k − 1 in image coordinates: above, same, below for horizontal scans; left, same, right for vertical ones. A weight
+  whose neighbour is outside the image, or that stands on a line without a previous line, is never used, and its
+  gradient is 0.
 - On CUDA arrays work is queued on CuPy's current stream of the arrays' device; the host never waits.
-- Inputs are never written to, results are bitwise reproducible, and wrong input raises ``TypeError`` or ``ValueError`` before
-  anything runs.
+- Inputs are never written to, results are bitwise reproducible, and wrong input raises ``TypeError`` or ``ValueError``
+  before anything runs.
 
 Source: Wang et al., "GSPN-2: Efficient Parallel Sequence Modeling", arXiv 2512.07884 (NeurIPS 2025), on "Parallel Sequence
 Modeling via Generalized Spatial Propagation Network", arXiv 2501.12381 (CVPR 2025).
@@ -143,15 +145,15 @@ def line_scan(
     x : array (B, C, H, W)
         The signal.
     weight : array (B, G, 3, H, W)
-        G divides C; channel c uses group c // (C/G). G = C is a matrix per channel (GSPN-1), G = 1 one matrix shared by all
-        channels (GSPN-2).
+        G divides C; channel c uses group c // (C/G). G = C is a matrix per channel (GSPN-1), G = 1 one matrix shared by
+        all channels (GSPN-2).
     lam : array (B, C, H, W), optional
         λ; None means 1.
     direction : str
         One of ``ALL_DIRECTIONS``.
     chunk : int, optional
-        The scan restarts on every line whose index in scan order is a multiple of ``chunk`` (GSPN's local variant). It need
-        not divide the length. None is the global scan.
+        The scan restarts on every line whose index in scan order is a multiple of ``chunk`` (GSPN's local variant). It
+        need not divide the length. None is the global scan.
     h0 : array (B, C, H) for horizontal, (B, C, W) for vertical scans, optional
         The line before the first, in the state's type. It enters the first chunk only.
     out : array like ``x``, optional
@@ -246,8 +248,8 @@ def line_scan_backward(
 
     Notes
     -----
-    With ``chunk=None`` the backward of a scan done in pieces, each handing its ``dh0`` back as ``dh_last``, is bitwise equal
-    to that of the whole. (In the 16-bit types the seam line's ``dw`` uses the unrounded ``h0``.)
+    With ``chunk=None`` the backward of a scan done in pieces, each handing its ``dh0`` back as ``dh_last``, is bitwise
+    equal to that of the whole. (In the 16-bit types the seam line's ``dw`` uses the unrounded ``h0``.)
 
     Examples
     --------
@@ -398,8 +400,8 @@ def propagate_backward(
     Returns
     -------
     PropagateGrads(x, weight, lam, u, merge)
-        ``weight`` is the gradient of the logits when ``normalize`` names a method. None for gradients not asked for and for
-        inputs that were None.
+        ``weight`` is the gradient of the logits when ``normalize`` names a method. None for gradients not asked for and
+        for inputs that were None.
     """
     call = _checks.propagate_backward(
         dy,

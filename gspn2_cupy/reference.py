@@ -1,12 +1,13 @@
 """The operator in NumPy, forward and backward: the truth that the CUDA kernels are tested against.
 
-The functions have the names, signatures and results of :mod:`gspn2_cupy`, take NumPy arrays of float32, float16, bfloat16
-(through ml_dtypes) or float64, and validate nothing. They loop over lines only; batch, channel and the cross axis are
-vectorised. Everything is computed in the state's type (float32; float64 for float64) and rounded once, on the way out, so on
-inputs upcast to float64 they give the truth.
+The functions have the names, signatures and results of :mod:`gspn2_cupy`, take NumPy arrays of float32, float16,
+bfloat16 (through ml_dtypes) or float64, and validate nothing. They loop over lines only; batch, channel and the cross
+axis are vectorised. Everything is computed in the state's type (float32; float64 for float64) and rounded once, on the
+way out, so on inputs upcast to float64 they give the truth.
 
-One direction is handled by looking at the image as lines: ``_lines`` returns a view of shape (..., T, I) in which T runs
-along the scan, in scan order, and I across it. Nothing is copied, so what is written into such a view lands in the image.
+One direction is handled by looking at the image as lines: ``_lines`` returns a view of shape (..., T, I) in which T
+runs along the scan, in scan order, and I across it. Nothing is copied, so what is written into such a view lands in the
+image.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class PropagateGrads(NamedTuple):
     merge: Any
 
 
-# --- layout --------------------------------------------------------------------------------------------------------------
+# --- layout -----------------------------------------------------------------------------------------------------------
 
 
 def _state_type(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
@@ -64,7 +65,7 @@ def _restarts(line: int, chunk: int | None) -> bool:
     return chunk is not None and line > 0 and line % chunk == 0
 
 
-# --- one direction, in the state's type ----------------------------------------------------------------------------------
+# --- one direction, in the state's type -------------------------------------------------------------------------------
 
 
 def _advance(weight: Array, previous: Array) -> Array:
@@ -159,7 +160,7 @@ def _weight_gradient(g: Array, h: Array, h0: Array | None, groups: int, directio
     return dweight
 
 
-# --- stable weights ------------------------------------------------------------------------------------------------------
+# --- stable weights ---------------------------------------------------------------------------------------------------
 
 
 def _inside(logits: Array, direction: str) -> npt.NDArray[np.bool_]:
@@ -198,7 +199,7 @@ def _normalize_backward(dweight: Array, logits: Array, direction: str, method: s
     return np.where(inside, dlogits, 0)
 
 
-# --- the public functions ------------------------------------------------------------------------------------------------
+# --- the public functions ---------------------------------------------------------------------------------------------
 
 
 @np.errstate(all="ignore")
