@@ -16,8 +16,8 @@ What holds for all of them:
 - Inputs are never written to, results are bitwise reproducible, and wrong input raises ``TypeError`` or ``ValueError``
   before anything runs.
 
-Source: Wang et al., "GSPN-2: Efficient Parallel Sequence Modeling", arXiv 2512.07884 (NeurIPS 2025), on "Parallel Sequence
-Modeling via Generalized Spatial Propagation Network", arXiv 2501.12381 (CVPR 2025).
+Source: Wang et al., "GSPN-2: Efficient Parallel Sequence Modeling", arXiv 2512.07884 (NeurIPS 2025), on "Parallel
+Sequence Modeling via Generalized Spatial Propagation Network", arXiv 2501.12381 (CVPR 2025).
 """
 
 from __future__ import annotations
@@ -187,9 +187,7 @@ def line_scan(
 
     Source: GSPN-2 (arXiv 2512.07884), section 3; GSPN (arXiv 2501.12381), equation 1.
     """
-    call = _checks.line_scan(
-        x, weight, lam, direction=direction, chunk=chunk, h0=h0, out=out, return_last=return_last
-    )
+    call = _checks.line_scan(x, weight, lam, direction=direction, chunk=chunk, h0=h0, out=out, return_last=return_last)
     result = _backend(call).line_scan(
         call.x,
         call.weight,
@@ -453,7 +451,8 @@ def affinity_matrix(
     Returns
     -------
     A : array (B, C, H·W, H·W)
-        Row p holds what pixel p receives from every pixel, pixels in row-major order. Takes (H·W)² elements per channel.
+        Row p holds what pixel p receives from every pixel, pixels in row-major order. Takes (H·W)² elements per
+        channel.
 
     Examples
     --------

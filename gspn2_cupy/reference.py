@@ -177,7 +177,8 @@ def _numerators(logits: Array, inside: npt.NDArray[np.bool_], method: str) -> Ar
     if method == "sigmoid":
         return np.where(inside, 1 / (1 + np.exp(-np.maximum(logits, LOWEST_LOGIT))), 0).astype(logits.dtype)
     logits = np.where(inside, logits, -np.inf)
-    return np.exp(logits - logits.max(axis=-3, keepdims=True)).astype(logits.dtype)
+    exponentials: Array = np.exp(logits - logits.max(axis=-3, keepdims=True)).astype(logits.dtype)
+    return exponentials
 
 
 def _normalize(logits: Array, direction: str, method: str) -> Array:
@@ -391,7 +392,7 @@ def impulse_responses(
     batch, _, groups, _, height, width = weight.shape
     channels = groups if lam is None and u is None else (lam if lam is not None else u).shape[2]  # type: ignore[union-attr]
     pixels = height * width
-    matrix = xp.empty((batch, channels, pixels, pixels), weight.dtype)
+    matrix: Array = xp.empty((batch, channels, pixels, pixels), weight.dtype)
     impulses = xp.eye(pixels).astype(weight.dtype).reshape(pixels, 1, height, width)
     impulses = xp.broadcast_to(impulses, (pixels, channels, height, width))
 

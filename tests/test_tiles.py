@@ -1,4 +1,4 @@
-"""The tile kernel in every way it can lie over a slice, forced one by one: bit for bit what the plain kernel computes."""
+"""The tile kernel in every way it can lie over a slice, forced one by one: bit for bit what the plain kernel gives."""
 
 import ml_dtypes
 import numpy as np
@@ -12,8 +12,8 @@ from gspn2_cupy.reference import HORIZONTAL
 
 FLOAT32, FLOAT16, BFLOAT16 = np.dtype("float32"), np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)
 
-# A name for what the case is about; shape, groups, data type; rows of a lane (None: one vector), then the rest of Tiles;
-# chunk and h0.
+# A name for what the case is about; shape, groups, data type; rows of a lane (None: one vector), then the rest of
+# Tiles; chunk and h0.
 CASES = {
     "several slices in a warp": ((1, 3, 32, 40), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), None, False),
     "a tile cut short, restarts inside": ((1, 3, 16, 20), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), 5, True),
