@@ -29,6 +29,7 @@ SHAPES = {
 
 
 LIMIT = 40  # shapes tried per case
+CLUSTERS = (1,)  # of the sizes 1 (bands in global memory), 2, 4 and 8
 COPY = cp.RawKernel(
     """extern "C" __global__ void copy(const double2* from, double2* to, long long count) {
          for (long long i = blockIdx.x * 512ll + threadIdx.x; i < count; i += gridDim.x * 512ll) to[i] = from[i];
@@ -86,14 +87,14 @@ def candidates(shape, direction, dtype, groups, width):
         if width <= 32 * r:
             yield _plan_tiles.Tiles(r, c, sets, 1, copiers, lines, 0, stages, group)
         elif width > 128:
-            for halo, cluster in itertools.product((8, 16, 32), (1, 2, 4, 8)):
+            for halo, cluster in itertools.product((8, 16, 32), CLUSTERS):
                 step = 32 * r - 2 * halo
                 if halo % lines or halo % r or halo % vector or step <= 0 or (r == 1 and halo > 8):
                     continue
                 if cluster > 1:
                     choices = [max(1, -(-(-(-width // cluster) + 2 * halo - 32 * r) // step) + 1)]
                 else:
-                    choices = [2, 4, 8] if width > 2048 else []
+                    choices = [1, 2, 4, 8]
                 for warps in choices:
                     if warps * sets + copiers <= 20 and lines * stages >= (16 if along else 8):
                         yield _plan_tiles.Tiles(r, c, sets, warps, copiers, lines, halo, stages, group, cluster)

@@ -9,25 +9,33 @@ library   CPU, in                         CPU, out                              
 NumPy     itself                          itself
 CuPy                                                                            itself
 PyTorch   ``Tensor.numpy``                ``torch.from_numpy``                  DLPack
-JAX       ``numpy.asarray``, read-only    ``jax.device_put``, which copies      DLPack
-                                          what is not aligned to 64 bytes
+JAX       ``numpy.asarray``, read-only    ``jax.device_put``, which copies      DLPack; results are copied into JAX's
+                                          what is not aligned to 64 bytes       own memory
 others    DLPack; no bfloat16, which      DLPack                                DLPack
           NumPy refuses
 ========  ==============================  ====================================  =======================================
 
-Nothing is copied but what the table says, and JAX's bfloat16 results on CUDA devices. PyTorch's bfloat16 passes as a
-view of its bits. On CUDA devices each side hands the other its current stream, so the streams wait for each other and
-the host for none. No library but NumPy is ever imported here, with two exceptions at their first use: CuPy when a CUDA
-array arrives, ml_dtypes when bfloat16 does.
+Nothing is copied but what the table says. PyTorch's bfloat16 passes as a view of its bits. On CUDA devices each side
+hands the other its current stream, so the streams wait for each other and the host for none. No library but NumPy is
+ever imported here, with two exceptions at their first use: CuPy when a CUDA array arrives, ml_dtypes when bfloat16 does.
+
+Freed memory is reused by what is queued next on its own stream, in every library, while other streams may still be busy
+with it. Against that, where CuPy's stream is not the caller's:
+
+- Results lent to PyTorch come back to CuPy through a `_Loan`, which lets CuPy's stream wait for PyTorch's.
+- JAX shows no stream of its computations. So its results are copied into memory of its own, CuPy's stream waits for the
+  copy, and inputs are kept until CuPy's stream is done with them (`retain`), as for every library but PyTorch. They
+  are let go by the next call.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -117,6 +125,8 @@ class Library:
     adopt: Callable[[Any], tuple[Array, Device] | Refusal]
     restore: Callable[[Array, Any], Any]  # (result, an array of the caller) -> the result in the caller's library
     mutable: bool = True
+    lend: Callable[[Array], Array] = lambda array: array  # what restore gets of a result in memory of CuPy's own
+    retains: bool = False  # whether its arrays must be kept until CuPy's stream is done with them
 
 
 def _library_of(cls: type) -> Library | None:
@@ -139,7 +149,7 @@ def _package(cls: type) -> str:
 
 @lru_cache(maxsize=64)
 def _other_library(package: str) -> Library:
-    return Library(package, _adopt_other, _restore_other)
+    return Library(package, _adopt_other, _restore_other, retains=True)
 
 
 def _adopt_numpy(array: Any) -> tuple[Array, Device] | Refusal:
@@ -217,8 +227,18 @@ def _restore_torch(array: Array, _: Any) -> Any:
     is_bfloat16 = _is_bfloat16(array)
     if is_bfloat16:
         array = array.view(np.int16)
-    tensor = torch.from_numpy(array) if isinstance(array, np.ndarray) else torch.from_dlpack(array)
+    if isinstance(array, np.ndarray):
+        tensor = torch.from_numpy(array)
+    else:
+        with array.device:  # whose current stream CuPy records
+            tensor = torch.from_dlpack(array)
     return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+
+
+def _lend_to_torch(array: Array) -> Array:
+    if isinstance(array, np.ndarray):
+        return array
+    return _lend(array, sys.modules["torch"].cuda.current_stream(array.data.device_id).cuda_stream)
 
 
 def _adopt_jax(array: Any) -> tuple[Array, Device] | Refusal:
@@ -249,10 +269,15 @@ def _restore_jax(array: Array, like: Any) -> Any:
     if isinstance(array, np.ndarray):
         (device,) = like.devices()
         return jax.device_put(array, device)
-    if _is_bfloat16(array):
-        bits = jax.numpy.from_dlpack(array.view(np.uint16))
-        return jax.lax.bitcast_convert_type(bits, jax.numpy.bfloat16)
-    return jax.numpy.from_dlpack(array)
+    if array.size == 0:
+        return jax.numpy.zeros(array.shape, array.dtype, device=next(iter(like.devices())))
+    import cupy
+
+    with array.device:  # whose current stream CuPy records
+        is_bfloat16 = _is_bfloat16(array)
+        copied = jax.numpy.from_dlpack(array.view(np.uint16) if is_bfloat16 else array, copy=True)
+        cupy.from_dlpack(copied)  # CuPy's stream waits for the copy, before its memory is used again
+    return jax.lax.bitcast_convert_type(copied, jax.numpy.bfloat16) if is_bfloat16 else copied
 
 
 def _from_dlpack_of(array: Any) -> Any:
@@ -282,7 +307,10 @@ def _adopt_other(array: Any) -> tuple[Array, Device] | Refusal:
 
 
 def _restore_other(array: Array, like: Any) -> Any:
-    return _from_dlpack_of(like)(array)
+    if isinstance(array, np.ndarray):
+        return _from_dlpack_of(like)(array)
+    with array.device:  # whose current stream CuPy records
+        return _from_dlpack_of(like)(array)
 
 
 def _same(array: Array, _: Any) -> Any:
@@ -291,8 +319,8 @@ def _same(array: Array, _: Any) -> Any:
 
 NUMPY = Library("NumPy", _adopt_numpy, _same)
 CUPY = Library("CuPy", _adopt_cupy, _same)
-TORCH = Library("PyTorch", _adopt_torch, _restore_torch)
-JAX = Library("JAX", _adopt_jax, _restore_jax, mutable=False)
+TORCH = Library("PyTorch", _adopt_torch, _restore_torch, lend=_lend_to_torch)
+JAX = Library("JAX", _adopt_jax, _restore_jax, mutable=False, retains=True)
 
 _KNOWN = {
     ("numpy", "ndarray"): NUMPY,
@@ -303,6 +331,68 @@ _KNOWN = {
     ("jaxlib", "ArrayImpl"): JAX,
     ("jax", "Tracer"): JAX,
 }
+
+
+# --- memory across streams --------------------------------------------------------------------------------------------
+
+
+class _Loan:
+    """Memory of CuPy's, lent to another library's stream: when it comes back, CuPy's stream first waits for that one."""
+
+    stranded: ClassVar[list[Array]] = []  # what came back while a graph was captured that may use it at every replay
+
+    def __init__(self, cupy: Any, array: Array, lender: Any, borrower: int) -> None:
+        self._cupy, self._array, self._lender, self._borrower = cupy, array, lender, borrower
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():
+            return
+        runtime = self._cupy.cuda.runtime
+        with self._array.device:
+            if any(_captures(runtime, stream) for stream in (self._lender.ptr, self._borrower)):
+                self.stranded.append(self._array)
+                return
+            event = self._cupy.cuda.Event(disable_timing=True)
+            runtime.eventRecord(event.ptr, self._borrower)
+            runtime.streamWaitEvent(self._lender.ptr, event.ptr)
+
+
+def _captures(runtime: Any, stream: int) -> bool:
+    """Tell whether a stream is part of a graph's capture, or CUDA refuses to say because one is under way."""
+    try:
+        return bool(runtime.streamIsCapturing(stream))
+    except runtime.CUDARuntimeError:
+        return True
+
+
+def _lend(array: Array, borrower: int) -> Array:
+    """Return an array for another library to use on its current stream and to free."""
+    import cupy
+
+    with array.device:
+        lender = cupy.cuda.get_current_stream()
+    if array.size == 0 or (lender.ptr or 1) == (borrower or 1):  # 0 and 1 both name CUDA's legacy default stream
+        return array
+    loan = _Loan(cupy, array, lender, borrower)
+    memory = cupy.cuda.UnownedMemory(array.data.ptr, array.nbytes, loan, array.data.device_id)
+    return cupy.ndarray(array.shape, array.dtype, cupy.cuda.MemoryPointer(memory, 0), strides=array.strides)
+
+
+_retained: list[tuple[Any, Any]] = []  # (an event, what is kept until it has happened)
+_retaining = threading.Lock()
+
+
+def retain(owner: Any, device: int) -> None:
+    """Keep what a call holds until CuPy's current stream is done with all that is queued; the host doesn't wait."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record()
+    with _retaining:
+        freed = [entry for entry in _retained if entry[0].done]
+        _retained[:] = [entry for entry in _retained if entry not in freed] + [(event, owner)]
+    del freed  # outside the lock: what is freed may run code of any library
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
