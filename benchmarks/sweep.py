@@ -1,6 +1,6 @@
 """Time shapes of the tile kernel against the plain kernel and an equal-bytes copy, on a GPU; correct results only.
 
-    python -m benchmarks.sweep --seconds 60 --output FILE.json [--shapes NAME …]
+python -m benchmarks.sweep --seconds 60 --output FILE.json [--shapes NAME …]
 """
 
 import argparse
@@ -10,6 +10,7 @@ import random
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import cupy as cp
 
@@ -36,18 +37,6 @@ COPY = cp.RawKernel(
        }""",
     "copy",
 )
-
-
-def layout_of(array):
-    kind = data_type_of(array.dtype)
-    return _plan.Layout(array.shape, tuple(n // kind.itemsize for n in array.strides), kind.c_name, kind.itemsize)
-
-
-def plain_scan(launcher, x, weight, lam, h0, h, h_last, direction, chunk):
-    plan = _plan.line_scan_forward(
-        direction, chunk, layout_of(x), layout_of(weight), layout_of(lam), None, layout_of(h), None
-    )
-    _launch.run(launcher, plan, x, weight, lam, None, h, None, cp.empty(plan.workspace, "float32"))
 
 
 def timed(run, sets, repeats=5):
@@ -130,8 +119,7 @@ def main():
         budget = (deadline - time.time()) / left
         records += sweep(launcher, name, case, direction, chosen[name, case, direction], time.time() + budget)
         if options.output:
-            with open(options.output, "w") as file:
-                json.dump(records, file)
+            Path(options.output).write_text(json.dumps(records))
     return records
 
 
@@ -151,11 +139,10 @@ def once(launcher, options):
             mail.fill(0)
         _launch.run(launcher, plan, x, weight, lam, None, h, None, mail)
     cp.cuda.Device().synchronize()
-    return None
 
 
 def arrays(shape, dtype, groups):
-    batch, channels, height, width = shape
+    batch, _, height, width = shape
     make = lambda s: cp.random.random(s, dtype="float32").astype(dtype)  # noqa: E731
     weight = make((batch, groups, 3, height, width))
     weight *= cp.asarray(0.33, weight.dtype)
@@ -184,7 +171,7 @@ def plans(limits, name, case, direction):
         return _plan.Layout(shape, tuple(strides), kind.c_name, kind.itemsize)
 
     x, weight = layout(*shape), layout(batch, groups, 3, height, width)
-    if direction in _plan.HORIZONTAL and width * kind.itemsize % 16 or width * kind.itemsize % 16:
+    if width * kind.itemsize % 16:
         return
     across = height if direction in _plan.HORIZONTAL else width
     tried = list(candidates(shape, direction, data_type(dtype), groups, across))
@@ -214,9 +201,12 @@ def sweep(launcher, name, case, direction, tried, deadline):
     plain = float("nan")
     if moved < 5e8:
         plain = timed(lambda s: _steps.scan(launcher, *s[:3], None, s[3], None, direction, None), sets, 1)
-    print(f"\n{name} {case} {direction}: {moved / 1e6:.1f} MB, copy {copy * 1e3:.1f} us = {moved / copy / 1e9:.2f} TB/s, "
-          f"plain {plain * 1e3:.1f} us score {copy / plain:.2f}", flush=True)
-    records = [dict(shape=name, case=case, direction=direction, copy=copy, plain=plain, moved=moved)]
+    print(
+        f"\n{name} {case} {direction}: {moved / 1e6:.1f} MB, copy {copy * 1e3:.1f} us = {moved / copy / 1e9:.2f} TB/s, "
+        f"plain {plain * 1e3:.1f} us score {copy / plain:.2f}",
+        flush=True,
+    )
+    records = [{"shape": name, "case": case, "direction": direction, "copy": copy, "plain": plain, "moved": moved}]
     results = []
     for tiles, plan in tried:
         if time.time() > deadline:
@@ -240,8 +230,18 @@ def sweep(launcher, name, case, direction, tried, deadline):
             print("  WRONG", wrong, tiles, plan.grid, flush=True)
             continue
         results.append((ms, tiles, plan))
-        records.append(dict(shape=name, case=case, direction=direction, ms=ms, score=copy / ms, grid=plan.grid[0],
-                            shared=plan.shared_bytes, tiles=vars(tiles)))
+        records.append(
+            {
+                "shape": name,
+                "case": case,
+                "direction": direction,
+                "ms": ms,
+                "score": copy / ms,
+                "grid": plan.grid[0],
+                "shared": plan.shared_bytes,
+                "tiles": vars(tiles),
+            }
+        )
     for ms, tiles, plan in sorted(results, key=lambda r: r[0])[:5]:
         print(f"  {ms * 1e3:8.1f} us score {copy / ms:.2f} {tiles} grid={plan.grid[0]} shared={plan.shared_bytes}")
     print(f"  tried {len(results)} of {len(tried)}", flush=True)
