@@ -17,7 +17,8 @@ others    DLPack; no bfloat16, which      DLPack                                
 
 Nothing is copied but what the table says. PyTorch's bfloat16 passes as a view of its bits. On CUDA devices each side
 hands the other its current stream, so the streams wait for each other and the host for none. No library but NumPy is
-ever imported here, with two exceptions at their first use: CuPy when a CUDA array arrives, ml_dtypes when bfloat16 does.
+ever imported here, with two exceptions at their first use: CuPy when a CUDA array arrives, ml_dtypes when bfloat16
+does.
 
 Freed memory is reused by what is queued next on its own stream, in every library, while other streams may still be busy
 with it. Against that, where CuPy's stream is not the caller's:
@@ -35,7 +36,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -336,10 +337,11 @@ _KNOWN = {
 # --- memory across streams --------------------------------------------------------------------------------------------
 
 
-class _Loan:
-    """Memory of CuPy's, lent to another library's stream: when it comes back, CuPy's stream first waits for that one."""
+_stranded: list[Any] = []  # kept for good: a graph was being captured that may use it at every replay
 
-    stranded: ClassVar[list[Array]] = []  # what came back while a graph was captured that may use it at every replay
+
+class _Loan:
+    """Memory of CuPy's, lent to another library's stream: as it comes back, CuPy's stream waits for that one."""
 
     def __init__(self, cupy: Any, array: Array, lender: Any, borrower: int) -> None:
         self._cupy, self._array, self._lender, self._borrower = cupy, array, lender, borrower
@@ -349,8 +351,8 @@ class _Loan:
             return
         runtime = self._cupy.cuda.runtime
         with self._array.device:
-            if any(_captures(runtime, stream) for stream in (self._lender.ptr, self._borrower)):
-                self.stranded.append(self._array)
+            if _captures(runtime, self._lender.ptr) or _captures(runtime, self._borrower):
+                _stranded.append(self._array)
                 return
             event = self._cupy.cuda.Event(disable_timing=True)
             runtime.eventRecord(event.ptr, self._borrower)
@@ -387,12 +389,18 @@ def retain(owner: Any, device: int) -> None:
     import cupy
 
     with cupy.cuda.Device(device):
+        if _captures(cupy.cuda.runtime, cupy.cuda.get_current_stream().ptr):
+            _stranded.append(owner)
+            return
         event = cupy.cuda.Event(disable_timing=True)
         event.record()
+    done: list[tuple[Any, Any]] = []
     with _retaining:
-        freed = [entry for entry in _retained if entry[0].done]
-        _retained[:] = [entry for entry in _retained if entry not in freed] + [(event, owner)]
-    del freed  # outside the lock: what is freed may run code of any library
+        before = [*_retained, (event, owner)]
+        _retained.clear()
+        for entry in before:
+            (done if entry[0].done else _retained).append(entry)
+    done.clear()  # outside the lock: what is let go may run code of any library
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

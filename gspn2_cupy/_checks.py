@@ -34,6 +34,7 @@ from gspn2_cupy._arrays import (
     library_of,
     overlap,
     overlaps_itself,
+    retain,
 )
 from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
 
@@ -59,6 +60,7 @@ class Call(SimpleNamespace):
     _library: Library
     _like: Any  # an array as the caller gave it
     _given_out: Any = None
+    _retained: bool = False
     out: Array = None
 
     @property
@@ -70,8 +72,13 @@ class Call(SimpleNamespace):
         """Give a result back in the caller's library and device, and ``out`` as the object that was given."""
         if array is None:
             return None
-        restored = self._library.restore(array, self._like)  # for `out` too: it makes the caller's stream wait for ours
-        return self._given_out if array is self.out else restored
+        if self._library.retains and self.device[0] == "cuda" and not self._retained:
+            retain(self, self.device[1])
+            self._retained = True
+        if array is self.out:
+            self._library.restore(array, self._like)  # makes the caller's stream wait for ours
+            return self._given_out
+        return self._library.restore(self._library.lend(array), self._like)
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

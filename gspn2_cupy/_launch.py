@@ -143,8 +143,9 @@ class CupyLauncher:
             max_threads_per_multiprocessor=properties["maxThreadsPerMultiProcessor"],
             l2_bytes=properties["l2CacheSize"],
         )
-        self.empty = cupy.empty
-        self.zeros = cupy.zeros
+        self._cupy = cupy
+        self._shared_pool = cupy.get_default_memory_pool().malloc
+        self._captured: list[Any] = []
         self._kernels: dict[KernelSpec, CupyKernel] = {}
 
     def compile(self, spec: KernelSpec) -> CupyKernel:
@@ -153,6 +154,22 @@ class CupyLauncher:
         if kernel is None:
             kernel = self._kernels.setdefault(spec, CupyKernel(spec, self.limits))
         return kernel
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return an uninitialised array of CuPy's current allocator."""
+        return self._kept(self._cupy.empty(shape, dtype))
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return an array of zeros of CuPy's current allocator."""
+        return self._kept(self._cupy.zeros(shape, dtype))
+
+    def _kept(self, array: Any) -> Any:
+        """Keep what a graph's capture takes from the shared pool, for good: each replay of the graph writes to it."""
+        cuda = self._cupy.cuda
+        stream = cuda.get_current_stream()
+        if stream.ptr and stream.is_capturing() and cuda.get_allocator() == self._shared_pool:
+            self._captured.append(array)
+        return array
 
 
 @cache
