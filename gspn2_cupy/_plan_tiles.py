@@ -10,6 +10,7 @@ from functools import lru_cache
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, Layout, scan_geometry, span, total_bytes
 from gspn2_cupy.reference import HORIZONTAL
 
+
 @dataclass(frozen=True)
 class Tiles:
     """The specialisation of ``cuda/line_scan_tiles.cu``: how lanes, warps and tiles lie over a slice."""
@@ -72,7 +73,7 @@ def tiles_plan(
         if -(-width // count) > block_rows - 2 * tiles.halo:
             return None
         step = math.lcm(tiles.rows, 1 if along else vector)
-        band_rows = -(-(-(-width // count)) // step) * step
+        band_rows = math.ceil(width / count / step) * step
         concurrent = units if count == 1 or tiles.cluster > 1 else min(units, blocks * limits.multiprocessors // count)
         geometry["bands"] = (count, band_rows, 1)
         grid = concurrent * count
@@ -116,7 +117,7 @@ def tiles_plan(
     )
 
 
-# --- the choice ----------------------------------------------------------------------------------------------------------
+# --- the choice -------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1024)
@@ -134,7 +135,12 @@ def line_scan_forward(
     """Plan a forward scan by the tile kernel; None where only the plain kernel will do."""
     images = [layout for layout in (x, weight, lam, h) if layout is not None]
     slices = x.shape[0] * x.shape[1]
-    if limits.compute_capability < (8, 0) or x.itemsize == 8 or slices >= 2**30 or not all(_in_vectors(a, x.c_name) for a in images):
+    if (
+        limits.compute_capability < (8, 0)
+        or x.itemsize == 8
+        or slices >= 2**30
+        or not all(_in_vectors(a, x.c_name) for a in images)
+    ):
         return None
     _, channels, height, width = x.shape
     along = direction in HORIZONTAL
@@ -162,18 +168,18 @@ def _in_vectors(layout: Layout, c_name: str) -> bool:
 def _shapes(
     limits: DeviceLimits, along: bool, across: int, itemsize: int, slices: int, per_group: int
 ) -> Iterator[Tiles]:
-    """Yield shapes for a slice of ``across`` rows, best first, as measured on an H200 (docs/optimization_log.md)."""
+    """Yield shapes for slices of ``across`` rows, best first, as measured on an H200 (docs/optimization_log.md)."""
     vector = 16 // itemsize
-    most_sets = next(sets for sets in (4, 2, 1) if per_group % sets == 0)
-    if itemsize == 4:
-        most_sets = 1
-    if along:
-        yield from _shapes_along(limits, across, vector, slices, most_sets)
-    else:
-        yield from _shapes_across(limits, across, vector, slices, most_sets)
+    # Warps that share staged weights pay where weights are many of the bytes read from L2: in the 16-bit types.
+    sets = 1 if itemsize == 4 else next(sets for sets in (4, 2, 1) if per_group % sets == 0)
+    shapes = _whole_slices(limits, along, across, vector, slices, sets) or _bands(
+        limits, along, across, vector, slices, sets
+    )
+    for tiles in shapes:
+        yield from _smaller(tiles)
 
 
-def _fewer(tiles: Tiles) -> Iterator[Tiles]:
+def _smaller(tiles: Tiles) -> Iterator[Tiles]:
     """Yield a shape with ever shorter rings and fewer channels, for devices with less shared memory."""
     sets = tiles.sets
     while sets:
@@ -182,48 +188,43 @@ def _fewer(tiles: Tiles) -> Iterator[Tiles]:
         sets //= 2
 
 
-def _shapes_along(
-    limits: DeviceLimits, across: int, vector: int, slices: int, most_sets: int
-) -> Iterator[Tiles]:
-    for rows in (2, 4, 1):
-        if across <= 32 * rows and across % rows == 0:  # a warp holds whole slices
-            yield from _fewer(Tiles(rows, 1, most_sets, 1, 2, 4 * vector, 0, 3 if vector == 4 else 2, vector))
-            return
-    rows = 2 if across % 2 == 0 else 1
-    for cluster in _clusters(limits, slices, 4):
-        for lines in (16, 8)[rows == 1 :]:
-            warps = _warps(-(-across // cluster), rows, lines)
-            yield from _fewer(Tiles(rows, 1, 1, warps, 4, lines, lines, 4, vector, cluster))
-    for warps in (3, 2, 1):
-        yield from _fewer(Tiles(rows, 1, 1, 4 * warps // rows, 4, 8, 8, 4, vector))
+def _whole_slices(limits: DeviceLimits, along: bool, across: int, vector: int, slices: int, sets: int) -> list[Tiles]:
+    """Return shapes in which a warp holds whole slices; none where a slice has more rows than a warp."""
+    if along:
+        for rows in (2, 4, 1):
+            if across <= 32 * rows and across % rows == 0:
+                return [Tiles(rows, 1, sets, 1, 2, 4 * vector, 0, 3 if vector == 4 else 2, vector)]
+        return []
+    if across > 32 * vector:
+        return []
+    blocks = -(-slices // (32 * vector // across))
+    while sets > 1 and blocks // sets < limits.multiprocessors:
+        sets //= 2
+    return [Tiles(vector, 1, sets, 1, 2, 8, 0, 3, 2)]
 
 
-def _shapes_across(
-    limits: DeviceLimits, across: int, vector: int, slices: int, most_sets: int
-) -> Iterator[Tiles]:
-    if across <= 32 * vector:  # a warp holds whole slices
-        blocks = -(-slices // (32 * vector // across))
-        sets = most_sets
-        while sets > 1 and blocks // sets < limits.multiprocessors:
-            sets //= 2
-        yield from _fewer(Tiles(vector, 1, sets, 1, 2, 8, 0, 3, 2))
-        return
-    for cluster in _clusters(limits, slices, 2):
+def _bands(limits: DeviceLimits, along: bool, across: int, vector: int, slices: int, sets: int) -> list[Tiles]:
+    """Return shapes that cut a slice into bands: in clusters where that was faster, in global memory elsewhere."""
+    busy = 0.9 * limits.multiprocessors
+    clusters = [2, 4, 8] if (9, 0) <= limits.compute_capability < (12, 0) else []
+    shapes = []
+    if along:
+        rows = 2 if across % 2 == 0 else 1
+        lines = 16 if rows == 2 else 8
+        if clusters and slices * 8 < busy and across <= 1024:
+            shapes.append(Tiles(rows, 1, 1, _warps(-(-across // 8), rows, lines), 4, lines, lines, 4, vector, 8))
+        shapes += [Tiles(rows, 1, min(sets, 2), warps * 2 // rows, 4, lines, lines, 4, vector) for warps in (4, 2, 1)]
+        return shapes
+    cluster = next((size for size in clusters if slices * size >= busy), 8 if clusters else 1)
+    if cluster > 1 and (slices * cluster >= busy or across <= 1024 or vector == 8):
         warps = _warps(-(-across // cluster), vector, 32)
-        lines = 8 if warps <= 3 else 4
-        yield from _fewer(Tiles(vector, 1, 1, warps, 2 if warps <= 8 else 4, lines, 32, 4, 2, cluster))
-    for warps in (4, 2, 1):
-        yield from _fewer(Tiles(vector, 1, 1, warps, 4, 4, 32, 3, 2))
-
-
-def _clusters(limits: DeviceLimits, slices: int, least: int) -> Iterator[int]:
-    """Yield sizes of clusters, the smallest that gives every multiprocessor a block first."""
-    if limits.compute_capability < (9, 0) or limits.compute_capability >= (12, 0):
-        return
-    enough = [size for size in (2, 4, 8) if size >= least and slices * size >= limits.multiprocessors]
-    yield from enough or (8,)
-    if enough and enough[-1] != 8:
-        yield 8
+        lines, stages = (8, 2) if vector == 8 else (8, 3) if warps <= 3 else (4, 4)
+        shapes.append(Tiles(vector, 1, 1, warps, 2 if warps <= 8 else 4, lines, 32, stages, 2, cluster))
+    for warps in (8, 4, 2, 1):
+        owned = warps * (32 * vector - 64)
+        if warps == 1 or slices * -(-across // owned) >= busy:
+            shapes.append(Tiles(vector, 1, 1, warps, 4, 4 if warps == 8 else 8, 32, 4 if warps == 8 else 3, 2))
+    return shapes
 
 
 def _warps(band: int, rows: int, halo: int) -> int:
