@@ -41,6 +41,10 @@ PLANTED = {
     ("reverse_tiles", "reads_past_end"): (BOUNDS, ()),
     ("pass_along", "wrong_tag"): (emulator.Deadlock, ("thread", "random")),
     ("pass_along", "plain_data"): (RACE, ()),
+    ("cluster_sums", "no_barrier"): ((RACE, emulator.UninitialisedRead), ("thread", "random", "priority")),
+    ("cluster_sums", "leaves_early"): (BOUNDS, ()),
+    ("cluster_sums", "plain_word"): (RACE, ()),
+    ("cluster_sums", "outside"): (BOUNDS, ("thread", "random")),
 }
 SEEDS = range(100)
 
@@ -157,6 +161,7 @@ SANITIZED = {
     "warp_sums/none": "right",
     "reverse_tiles/none": "right",
     "pass_along/none": "right",
+    "cluster_sums/none": "right",
     "scan/reads_past_end": "AddressFault: scan.cu",
     "scan/static_overflow": "UndefinedBehaviour: scan.cu",
     "copy/misaligned_load": "UndefinedBehaviour: vectors.cu",
@@ -169,8 +174,9 @@ SANITIZED = {
     "warp_sums/divergent_barrier": "Deadlock: sums.cu",
     "warp_sums/uninitialised_local": "wrong",
     "copy/none": "right",
-    "left_to_right/float32": "right",
-    "bottom_to_top/float16": "right",
+    "left_to_right/float32/9x13": "right",
+    "bottom_to_top/float16/9x13": "right",
+    "right_to_left/float16/16x24": "right",  # whole vectors of 16 bytes: the tile kernel
 }
 
 

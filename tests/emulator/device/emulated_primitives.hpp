@@ -47,8 +47,8 @@ inline unsigned long long await_tag(const unsigned long long* slot, unsigned tag
 }
 
 template <typename T>
-inline T* in_block_of_cluster(T* shared, int rank) {
-  return static_cast<T*>(emulator::cluster_address(shared, rank));
+inline T* in_block_of_cluster(T* shared, int rank, EMULATOR_SITE) {
+  return static_cast<T*>(emulator::cluster_address(shared, rank, {file, line}));
 }
 inline void cluster_sync(EMULATOR_SITE) {
   emulator::cluster_barrier({file, line});

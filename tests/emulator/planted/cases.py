@@ -65,4 +65,12 @@ def pass_along(device, bug="none", cooperative=True):
     return y, np.repeat(np.cumsum(x) - x, 32).reshape(5, 32)
 
 
-CASES = {case.__name__: case for case in (scan, block_sums, warp_sums, copy, reverse_tiles, pass_along)}
+def cluster_sums(device, bug="none"):
+    x = numbers(2 * 4 * 32)
+    y = device.empty(x.shape, np.float32)
+    device.compile(spec("clusters.cu", "cluster_sums", bug, CLUSTER="4"))(8, 32, 4 * 32 + 8, (x, y, struct(unused=0)))
+    sums = x.reshape(2, 4, 32).sum(axis=1, keepdims=True)
+    return y, np.broadcast_to(sums, (2, 4, 32)).reshape(-1)
+
+
+CASES = {case.__name__: case for case in (scan, block_sums, warp_sums, copy, reverse_tiles, pass_along, cluster_sums)}

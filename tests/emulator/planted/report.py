@@ -1,6 +1,6 @@
 """Run in a process of its own: prints what planted faults are reported as, and whether shipped kernels are right.
 
-    python -m emulator.planted.report [--sanitize] case/bug … direction/dtype …
+    python -m emulator.planted.report [--sanitize] case/bug … direction/dtype/heightxwidth …
 
 One line for each: itself; then the fault's class, "right" or "wrong"; then the first source line that a fault names.
 """
@@ -24,10 +24,11 @@ def planted(case, bug, sanitize):
     return "right: None" if np.allclose(actual, expected) else "wrong: None"
 
 
-def shipped(direction, dtype, sanitize):
+def shipped(direction, dtype, size, sanitize):
     rng = np.random.default_rng(0)
-    x, lam, dh = (rng.standard_normal((1, 2, 9, 13)).astype(dtype) for _ in range(3))
-    weight = rng.uniform(0, 0.3, (1, 1, 3, 9, 13)).astype(dtype)
+    height, width = map(int, size.split("x"))
+    x, lam, dh = (rng.standard_normal((1, 2, height, width)).astype(dtype) for _ in range(3))
+    weight = rng.uniform(0, 0.3, (1, 1, 3, height, width)).astype(dtype)
     options = {"direction": direction, "chunk": 5}
     expected = [
         gspn2_cupy.line_scan(x, weight, lam, **options),
@@ -46,6 +47,6 @@ def shipped(direction, dtype, sanitize):
 if __name__ == "__main__":
     sanitize = "--sanitize" in sys.argv
     for argument in (a for a in sys.argv[1:] if "/" in a):
-        first, second = argument.split("/")
-        outcome = (shipped if first in gspn2_cupy.ALL_DIRECTIONS else planted)(first, second, sanitize)
+        parts = argument.split("/")
+        outcome = (shipped if len(parts) == 3 else planted)(*parts, sanitize)
         print(f"{argument} {outcome}", flush=True)

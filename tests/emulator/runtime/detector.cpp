@@ -1,10 +1,9 @@
 // Decides whether an access is allowed: bounds, alignment, initialised bytes, and a happens-before race check.
 //
 // Only barriers order memory. A block barrier orders everything before it with everything after it, for the block; a
-// cluster barrier for the cluster;
-// __syncwarp does so for the lanes of its mask. Shuffles, votes, atomics, fences and published words order nothing.
-// So "a's access happened before b" needs no full vector clocks: a's time at the last block barrier and, within a
-// warp, what b has learnt of a's lane are enough.
+// cluster barrier does so for the cluster, and __syncwarp for the lanes of its mask. Shuffles, votes, atomics, fences
+// and published words order nothing. So "a's access happened before b" needs no full vector clocks: a's time at the last
+// barrier of its block and of its cluster and, within a warp, what b has learnt of a's lane are enough.
 
 #include "detector.hpp"
 
@@ -153,8 +152,10 @@ void check_access(const void* address, size_t bytes, Use use, bool aligned, cons
   }
   const Check check{thread, *region, target, bytes, use, code};
   check.check_bytes();
-  if (region->owner && region->owner != thread.block && launch->request.cluster == 1)
-    fail("bounds", "shared memory of another block\n  " + check.describe());
+  if (region->owner && region->owner != thread.block) {
+    if (launch->request.cluster == 1) fail("bounds", "shared memory of another block\n  " + check.describe());
+    if (!region->owner->alive) fail("bounds", "shared memory of a block that has returned\n  " + check.describe());
+  }
   check.check_cells();
 }
 

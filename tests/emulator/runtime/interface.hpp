@@ -46,7 +46,7 @@ void publish(unsigned long long* slot, unsigned long long value);
 unsigned long long await_tag(const unsigned long long* slot, unsigned tag, Site site);
 
 // Clusters: the place in another block's dynamic shared memory that corresponds to one in this block's, and a barrier.
-void* cluster_address(void* shared, int rank);
+void* cluster_address(void* shared, int rank, Site site);
 void cluster_barrier(Site site);
 
 [[noreturn]] void trap(Site site);

@@ -70,12 +70,13 @@ int block_barrier(Barrier kind, bool predicate, Site site) {
   return block.barrier_result;
 }
 
-void* cluster_address(void* shared, int rank) {
+void* cluster_address(void* shared, int rank, Site site) {
   const Block& block = *self().block;
   const size_t offset = static_cast<char*>(shared) - block.dynamic_shared;
   if (offset >= launch->request.dynamic_shared_bytes || rank < 0 || rank >= launch->request.cluster)
-    fail("bounds", format("%s asks for rank %d of a cluster of %d, byte %zu of %zu", name_of(self()).c_str(), rank,
-                          launch->request.cluster, offset, size_t{launch->request.dynamic_shared_bytes}));
+    fail("bounds",
+         format("%s asks for rank %d of a cluster of %d, byte %zu of %zu, at %s", name_of(self()).c_str(), rank,
+                launch->request.cluster, offset, size_t{launch->request.dynamic_shared_bytes}, name_of(site).c_str()));
   return launch->blocks[rank].dynamic_shared + offset;
 }
 
