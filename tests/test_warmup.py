@@ -13,6 +13,7 @@ import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, LineScanGrads, PropagateGrads
 
 SHAPE = (2, 4, 5, 6)
+TILES = (2, 4, 16, 24)  # rows of whole vectors of 16 bytes
 
 
 @pytest.fixture
@@ -26,11 +27,11 @@ def entries(device):
     return {spec.entry for spec in device._kernels}
 
 
-def call_everything(dtype, *, groups, directions, lam, u, normalize, chunk):
+def call_everything(shape, dtype, *, groups, directions, lam, u, normalize, chunk):
     """All that `warmup` with these options prepares for, and what its options leave open: merge, states, needs, h0."""
     for direction in directions:
         for h0 in (False, True):
-            scan = make_scan(SHAPE, direction, dtype, groups=groups, lam=lam, h0=h0, dh_last=h0)
+            scan = make_scan(shape, direction, dtype, groups=groups, lam=lam, h0=h0, dh_last=h0)
             arrays, options = (scan.x, scan.weight, scan.lam), scan.options(chunk)
             h, _ = gspn2_cupy.line_scan(*arrays, **options, return_last=True)
             for needs in (None, *((name,) for name in LineScanGrads._fields)):
@@ -40,7 +41,7 @@ def call_everything(dtype, *, groups, directions, lam, u, normalize, chunk):
             gspn2_cupy.normalize_weights(scan.weight, direction=direction, method=normalize)
             gspn2_cupy.normalize_weights_backward(scan.weight, scan.weight, direction=direction, method=normalize)
     for merge in (False, True):
-        unit = make_unit(SHAPE, directions, dtype, groups=groups, lam=lam, u=u, merge=merge, normalize=normalize)
+        unit = make_unit(shape, directions, dtype, groups=groups, lam=lam, u=u, merge=merge, normalize=normalize)
         arrays, options = (unit.x, unit.weight, unit.lam, unit.u), unit.options(chunk)
         gspn2_cupy.propagate(*arrays, **options)
         _, states = gspn2_cupy.propagate(*arrays, **options, return_states=True)
@@ -51,20 +52,30 @@ def call_everything(dtype, *, groups, directions, lam, u, normalize, chunk):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "options",
+    ("shape", "options"),
     [
-        {"groups": 1, "directions": ALL_DIRECTIONS, "lam": True, "u": True, "normalize": "sigmoid", "chunk": None},
-        {"groups": 4, "directions": ("bottom_to_top",), "lam": False, "u": False, "normalize": None, "chunk": 2},
-        {"groups": 2, "directions": HORIZONTAL, "lam": True, "u": False, "normalize": "softmax", "chunk": None},
+        (
+            SHAPE,
+            {"groups": 1, "directions": ALL_DIRECTIONS, "lam": True, "u": True, "normalize": "sigmoid", "chunk": None},
+        ),
+        (
+            SHAPE,
+            {"groups": 4, "directions": ("bottom_to_top",), "lam": False, "u": False, "normalize": None, "chunk": 2},
+        ),
+        (
+            SHAPE,
+            {"groups": 2, "directions": HORIZONTAL, "lam": True, "u": False, "normalize": "softmax", "chunk": None},
+        ),
+        (TILES, {"groups": 2, "directions": ALL_DIRECTIONS, "lam": True, "u": False, "normalize": None, "chunk": None}),
     ],
-    ids=["everything", "one plain direction", "horizontal"],
+    ids=["everything", "one plain direction", "horizontal", "whole tiles"],
 )
-def test_calls_compile_nothing_more(device, dtype, options):
-    gspn2_cupy.warmup(SHAPE, dtype, **options, progress=False)
+def test_calls_compile_nothing_more(device, dtype, shape, options):
+    gspn2_cupy.warmup(shape, dtype, **options, progress=False)
     warm = set(device._kernels)
     assert warm
     assert device.launches == 0
-    call_everything(dtype, **options)
+    call_everything(shape, dtype, **options)
     assert set(device._kernels) == warm
 
 
