@@ -1,0 +1,282 @@
+"""Compile every kernel specialisation that the planner can choose, without a GPU, and print what each one needs.
+
+    python -m tools.compile_table [--architectures 80 90] [--kernels line_scan_forward …]
+
+The specialisations are not listed anywhere. They are collected by making the calls themselves, on arrays without
+memory, for many shapes and all options, on each GPU of GPUS, through a launcher that only writes down what it is asked
+to launch. Each is compiled by NVRTC with the options that CuPy would pass. The command fails if a kernel breaks a rule
+of `failures`. tests/test_compile.py holds a sample to the same rules in every test run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _warmup
+from gspn2_cupy._plan import DeviceLimits, KernelSpec
+from tools import nvrtc
+
+KIB = 1024
+# One GPU of each architecture: what a device says of itself, and how many blocks a multiprocessor holds at most.
+GPUS = {
+    75: (DeviceLimits("T4", (7, 5), 40, 64 * KIB, 64 * KIB, 1024, 4 * KIB**2), 16),
+    80: (DeviceLimits("A100", (8, 0), 108, 163 * KIB, 164 * KIB, 2048, 40 * KIB**2), 32),
+    86: (DeviceLimits("RTX 3090", (8, 6), 82, 99 * KIB, 100 * KIB, 1536, 6 * KIB**2), 16),
+    89: (DeviceLimits("RTX 4090", (8, 9), 128, 99 * KIB, 100 * KIB, 1536, 72 * KIB**2), 24),
+    90: (DeviceLimits("H100", (9, 0), 132, 227 * KIB, 228 * KIB, 2048, 50 * KIB**2), 32),
+    100: (DeviceLimits("B200", (10, 0), 148, 227 * KIB, 228 * KIB, 2048, 126 * KIB**2), 32),
+    120: (DeviceLimits("RTX 5090", (12, 0), 170, 99 * KIB, 100 * KIB, 1536, 96 * KIB**2), 24),
+}
+WITHOUT_SPILLS = (80, 90)  # architectures on which nothing may leave the registers
+SECONDS = 2.0  # a user waits for each compilation once
+
+# --- which specialisations there are ----------------------------------------------------------------------------------
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+# (B, C, G): one image or many, a matrix per channel, per group and for all channels.
+SHARINGS = ((1, 1, 1), (1, 8, 1), (16, 8, 8), (2, 6, 2), (32, 96, 1), (32, 96, 96), (4, 64, 16), (32, 1152, 1))
+SIZES = tuple((side, side) for side in (1, 7, 14, 16, 28, 32, 56, 64, 96, 127, 128, 256, 512, 1024, 2048, 4096, 16384))
+SIZES += ((64, 512), (512, 64), (16, 4096), (4096, 16), (33, 140))
+# (B, C, H, W) and G on which all functions are called, with all options.
+EVERYTHING = (((2, 4, 5, 6), 2), ((16, 8, 64, 64), 1), ((2, 8, 1024, 1024), 8))
+
+
+@dataclass
+class Specialisation:
+    """A kernel with its definitions, and the launches that it is asked for on one GPU."""
+
+    spec: KernelSpec
+    threads: set[int] = field(default_factory=set)  # per block
+    shared_bytes: int = 0  # the most that a launch takes dynamically
+    cooperative_blocks: int = 0  # the largest grid whose blocks must all run at once
+
+
+class Recorder:
+    """A launcher that writes down what it is asked to launch."""
+
+    def __init__(self, limits: DeviceLimits):
+        self.limits = limits
+        self.seen: dict[KernelSpec, Specialisation] = {}
+
+    def compile(self, spec: KernelSpec) -> Any:
+        """Return a kernel whose launches are written down."""
+
+        def launch(grid: Any, block: Any, shared_bytes: int, args: Any, cooperative: bool = False) -> None:
+            seen = self.seen.setdefault(spec, Specialisation(spec))
+            seen.threads.add(block[0] * block[1] * block[2])
+            seen.shared_bytes = max(seen.shared_bytes, shared_bytes)
+            if cooperative:
+                seen.cooperative_blocks = max(seen.cooperative_blocks, grid[0] * grid[1] * grid[2])
+
+        return launch
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return an array without memory."""
+        return array(shape, dtype)
+
+    zeros = empty
+
+
+def array(shape: tuple[int, ...], dtype: Any, layout: str = "contiguous") -> np.ndarray:
+    """Return an array without memory; its address is a multiple of 256 unless its layout is "misaligned"."""
+    dtype = np.dtype(dtype)
+    memory = np.zeros(512, np.uint8)
+    start = -memory.ctypes.data % 256 + (dtype.itemsize if layout == "misaligned" else 0)
+    steps = {"contiguous": 1, "misaligned": 1, "stepped": 3, "unaligned rows": 1}
+    strides, step = [], steps[layout] * dtype.itemsize
+    for axis in range(len(shape) - 1, -1, -1):
+        strides.insert(0, step)
+        step *= shape[axis]
+        if axis == len(shape) - 1 and layout == "unaligned rows":
+            step += dtype.itemsize
+    one = memory[start : start + dtype.itemsize].view(dtype)
+    return np.lib.stride_tricks.as_strided(one, shape, strides)
+
+
+@cache
+def specialisations(architecture: int) -> tuple[Specialisation, ...]:
+    """Return what calls launch on the GPU of an architecture, over all data types, options and many shapes."""
+    recorder = Recorder(GPUS[architecture][0])
+    with _launch.use(recorder):
+        for name in DTYPES:
+            kind = _arrays.data_type(name)
+            if kind is None:
+                raise ValueError(f"no data type {name}")
+            for (shape, groups), normalize in itertools.product(EVERYTHING, (None, "sigmoid", "softmax")):
+                for given, directions in itertools.product((True, False), (ALL_DIRECTIONS, ALL_DIRECTIONS[:1])):
+                    options = {"groups": groups, "directions": directions, "lam": given, "u": given, "chunk": None}
+                    options |= {"normalize": normalize, "backward": True, "progress": False}
+                    _warmup._make_calls(_checks.warmup(shape, kind.numpy_dtype, **options))
+            for call in _scans(kind):
+                _scan(*call)
+    return tuple(sorted(recorder.seen.values(), key=lambda seen: (seen.spec.source, str(seen.spec))))
+
+
+def _scans(kind: _arrays.DataType) -> Iterator[tuple]:
+    for (batch, channels, groups), size, lam, direction in itertools.product(
+        SHARINGS, SIZES, (True, False), ALL_DIRECTIONS
+    ):
+        yield kind, (batch, channels, *size), groups, lam, direction, None, "contiguous"
+    for size, layout, chunk, direction in itertools.product(
+        ((16, 16), (128, 128), (33, 140), (1024, 1024)),
+        ("misaligned", "stepped", "unaligned rows"),
+        (None, 8, 5),
+        ALL_DIRECTIONS,
+    ):
+        yield kind, (2, 8, *size), 2, True, direction, chunk, layout
+    for direction in ALL_DIRECTIONS:  # more elements than an int counts
+        yield kind, (16, 512, 1024, 1024), 1, True, direction, None, "contiguous"
+
+
+def _scan(
+    kind: _arrays.DataType,
+    shape: tuple[int, ...],
+    groups: int,
+    has_lam: bool,
+    direction: str,
+    chunk: int | None,
+    layout: str,
+) -> None:
+    """Call the line scan and its backward."""
+    batch, _, height, width = shape
+    x = array(shape, kind.numpy_dtype, layout)
+    weight = array((batch, groups, 3, height, width), kind.numpy_dtype, layout)
+    lam = x if has_lam else None
+    _device.line_scan(x, weight, lam, direction=direction, chunk=chunk)
+    _device.line_scan_backward(x, x, weight, lam, direction=direction, chunk=chunk)
+
+
+# --- what each one needs ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A compiled specialisation."""
+
+    architecture: int
+    made: Specialisation
+    compiled: nvrtc.Compiled
+
+    @property
+    def shared_bytes(self) -> int:
+        """Static and dynamic shared memory of a block."""
+        return self.compiled.static_shared_bytes + self.made.shared_bytes
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row as text."""
+        c = self.compiled
+        numbers = (c.registers, c.spilled_bytes, c.local_bytes, self.shared_bytes, c.instructions)
+        return (f"sm_{self.architecture}", *map(str, numbers), f"{c.seconds:.2f}", str(self.made.spec))
+
+
+HEADINGS = ("GPU", "registers", "spilled B", "local B", "shared B", "instructions", "seconds", "kernel")
+
+
+def compiled(architecture: int, made: Specialisation) -> Row:
+    """Compile a specialisation."""
+    text, options = _launch.compiler_input(made.spec)
+    return Row(architecture, made, nvrtc.compile_kernel(text, options, made.spec.entry, architecture))
+
+
+def resident_blocks(row: Row) -> int:
+    """Return how many blocks a multiprocessor holds at once, as CUDA's occupancy calculator counts them."""
+    limits, most = GPUS[row.architecture]
+    warps = -(-max(row.made.threads) // 32)
+    registers_per_warp = -(-row.compiled.registers * 32 // 256) * 256
+    warps_by_registers = 65536 // 4 // registers_per_warp * 4  # four partitions with a quarter of the registers each
+    reserved = 0 if row.architecture < 80 else KIB  # of each block's shared memory, for CUDA itself
+    by_shared = limits.shared_bytes_per_multiprocessor // max(row.shared_bytes + reserved, 1)
+    by_threads = limits.max_threads_per_multiprocessor // (32 * warps)
+    return min(most, by_shared, warps_by_registers // warps, by_threads)
+
+
+def failures(row: Row) -> list[str]:
+    """Return the rules that a compiled specialisation breaks."""
+    limits, _ = GPUS[row.architecture]
+    needed = int(dict(row.made.spec.defines).get("BLOCKS", 1))  # blocks that the plan wants on a multiprocessor at once
+    found = []
+    if row.architecture in WITHOUT_SPILLS and row.compiled.spilled_bytes:
+        found.append(f"spills {row.compiled.spilled_bytes} bytes")
+    if row.architecture in WITHOUT_SPILLS and row.compiled.local_bytes:
+        found.append(f"uses {row.compiled.local_bytes} bytes of local memory per thread")
+    if row.shared_bytes > limits.shared_bytes_per_block:
+        found.append(
+            f"takes {row.shared_bytes} bytes of shared memory; a block may have {limits.shared_bytes_per_block}"
+        )
+    resident = resident_blocks(row)
+    if resident < needed:
+        found.append(f"fits {resident} times on a multiprocessor; the plan assumes {needed}")
+    if row.made.cooperative_blocks > resident * limits.multiprocessors:
+        fit = resident * limits.multiprocessors
+        found.append(f"launches {row.made.cooperative_blocks} blocks that must all run at once, of which {fit} fit")
+    if row.compiled.seconds > SECONDS:
+        found.append(f"takes {row.compiled.seconds:.1f} s to compile")
+    return found
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def sample(architecture: int, most: int) -> list[Specialisation]:
+    """Return at most so many specialisations: those that leave a thread the fewest registers, and some others."""
+    made = list(specialisations(architecture))
+    if len(made) <= most:
+        return made
+    room = [-max(m.threads) * int(dict(m.spec.defines).get("BLOCKS", 1)) for m in made]
+    tightest = sorted(range(len(made)), key=lambda k: room[k])[: most // 2]
+    others = [k for k in range(len(made)) if k not in tightest]
+    wanted = most - len(tightest)
+    return [made[k] for k in sorted([*tightest, *(others[k * len(others) // wanted] for k in range(wanted))])]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as text in columns."""
+    lines = [HEADINGS, *(row.cells() for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:-1], widths[1:-1], strict=True)), line[-1]]
+        )
+        for line in lines
+    )
+
+
+def main() -> int:
+    """Print the table and what is wrong in it; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architectures", type=int, nargs="*", choices=GPUS, default=list(GPUS))
+    parser.add_argument("--kernels", nargs="*", help="only these, by name")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    jobs = [
+        (architecture, made)
+        for architecture in options.architectures
+        for made in specialisations(architecture)
+        if not options.kernels or made.spec.entry in options.kernels
+    ]
+    print(f"{len(jobs)} specialisations, NVRTC {nvrtc.version()}", file=sys.stderr)
+    with ProcessPoolExecutor(options.processes) as pool:
+        rows = list(pool.map(compiled, *zip(*jobs, strict=True), chunksize=4))
+    print(table(rows))
+    wrong = [f"sm_{row.architecture} {row.made.spec} {why}" for row in rows for why in failures(row)]
+    warned = [row for row in rows if row.compiled.warnings]
+    seconds = sum(row.compiled.seconds for row in rows)
+    print(f"\n{len(rows)} kernels, {seconds:.0f} s of compiling, {len(warned)} with warnings, {len(wrong)} failures")
+    if warned:
+        print(f"{warned[0].made.spec} is compiled with warnings:\n{warned[0].compiled.warnings}")
+    print("\n".join(wrong))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
