@@ -60,13 +60,14 @@ def inputs(shape: tuple[int, ...], seed: int = 0, dtype: str = "float32") -> dic
 
 
 def collected(calls: Iterator[tuple[str, Callable[[], object]]], wait: Callable[[], object]) -> Records:
-    """Time each call; one that fails says why."""
+    """Time each call; the first that fails says why, and ends them."""
     records: Records = []
-    for name, call in calls:
-        try:
+    name = "setting up"
+    try:
+        for name, call in calls:
             records.append({"name": name, **time_calls(call, wait).record()})
-        except Exception as error:
-            records.append({"name": name, "error": f"{type(error).__name__}: {error}"})
+    except Exception as error:
+        records.append({"name": name, "error": f"{type(error).__name__}: {error}"})
     return records
 
 
@@ -223,7 +224,7 @@ def first_calls() -> Records:
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=30,
             )
             if done.returncode:
                 return [*records, {"name": state, "error": done.stderr[-400:]}]

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -208,9 +209,6 @@ class Results:
         self.path = path or RESULTS / f"{self.content['machine']['device'].lower().replace(' ', '_')}.json"
         self.started = time.perf_counter()
         self.deadline = self.started + limit
-        watchdog = threading.Timer(limit + HANG, self._give_up)
-        watchdog.daemon = True
-        watchdog.start()
 
     def left(self) -> float:
         """Return the seconds left."""
@@ -224,6 +222,17 @@ class Results:
         fresh = self.path.with_suffix(".tmp")
         fresh.write_text(text + "\n", encoding="utf-8")
         fresh.replace(self.path)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """End the process, with what was measured, where the device hangs inside."""
+        watchdog = threading.Timer(self.left() + HANG, self._give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
 
     def _give_up(self) -> None:
         print("the device hangs: ended", flush=True)
@@ -255,7 +264,8 @@ def run(results: Results, cases: list[Case], case_seconds: float, say: Any = pri
         for each in (*results.content["reference"], *side):
             say(f"{each['name']:60} {each['median'] * 1e6:12.2f} µs" if "median" in each else str(each))
         return results.content
-    _run_on_gpu(results, cases, case_seconds, say)
+    with results.watched():
+        _run_on_gpu(results, cases, case_seconds, say)
     return results.content
 
 
@@ -274,10 +284,7 @@ def _run_on_gpu(results: Results, cases: list[Case], case_seconds: float, say: A
         results.save(copy={"bytes": 4 << 30, "gbps": (4 << 30) / large.median / 1e9, **large.record()})
         say(f"copy of 4 GiB: {results.content['copy']['gbps']:.0f} GB/s")
         side = host.collected(host.host_side(), lambda: None)
-        try:
-            side += host.collected(host.device_calls(gpu), gpu.stream.synchronize)
-        except Exception as error:
-            side.append({"name": "host side", "error": f"{type(error).__name__}: {error}"})
+        side += host.collected(host.device_calls(gpu), gpu.stream.synchronize)
         results.save(host=side, accuracy=host.accuracy(True))
         for each in side:
             say(f"{each['name']:40} {each['median'] * 1e6:8.2f} µs" if "median" in each else str(each))

@@ -42,7 +42,7 @@ class Batches:
 
 def batches(seconds_per_call: float, limit: float, sets: int, most_calls: int = 400) -> Batches:
     """Choose 1 to 30 batches of some 2 ms that visit all sets of buffers equally often, within a limit."""
-    calls = max(1, min(math.ceil(2e-3 / max(seconds_per_call, 1e-7)), most_calls, int(limit / seconds_per_call) or 1))
-    if calls * seconds_per_call < limit / 3:
+    calls = max(1, min(math.ceil(2e-3 / max(seconds_per_call, 1e-7)), most_calls, int(limit / seconds_per_call)))
+    if sets * seconds_per_call < limit / 3:
         calls = -(-calls // sets) * sets
     return Batches(calls, max(1, min(30, int(limit / (calls * seconds_per_call)))))
