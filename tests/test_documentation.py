@@ -1,7 +1,7 @@
 """What the documentation shows runs: every ```python block, every example of a docstring, every link.
 
-A page says what a block needs in a comment right before it: `<!-- requires: torch -->` names modules, and `gpu` for a
-CUDA device; `<!-- not run: a sketch -->` says why a block is only to be read.
+A page says what a block needs in a comment right before it: `<!-- requires: torch -->` names modules, `gpu` for a
+CUDA device, and `g++` for the emulator; `<!-- not run: a sketch -->` says why a block is only to be read.
 """
 
 import doctest
@@ -9,6 +9,7 @@ import importlib
 import re
 from pathlib import Path
 
+import emulator
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,8 @@ def test_block(page, line, match, tmp_path, monkeypatch):
             cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
             if not cupy.cuda.is_available():
                 pytest.skip("no CUDA device")
+        elif requirement == "g++":
+            emulator.require()
         else:
             pytest.importorskip(requirement, reason=f"{requirement} is not installed")
     monkeypatch.chdir(tmp_path)

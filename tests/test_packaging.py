@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGED = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", ".gitignore")
-PACKAGED += ("benchmarks", "cuda", "docs", "examples", "gspn2_cupy", "tests")
+PACKAGED += ("benchmarks", "cuda", "docs", "examples", "gspn2_cupy", "tests", "tools")
 
 pytest.importorskip("hatchling", reason="hatchling is not installed; the extra `test` brings it")
 
@@ -93,7 +93,7 @@ def test_wheel_metadata(wheel):
 def test_sdist_holds_all_sources_and_no_junk(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("cuda", "gspn2_cupy", "tests"):
+    for folder in ("benchmarks", "cuda", "gspn2_cupy", "tests", "tools"):
         for name in sources_under(ROOT / folder):
             path = Path(folder, name)
             if "__pycache__" not in path.parts and path.suffix in {".cu", ".cuh", ".hpp", ".cpp", ".py"}:

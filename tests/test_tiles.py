@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import NO_GPU
-from emulator import emulated
+from emulator import emulated, require
 
 from gspn2_cupy import ALL_DIRECTIONS, _launch, _plan, _plan_tiles, _steps
 from gspn2_cupy._plan_tiles import Tiles
@@ -70,6 +70,7 @@ def both(launcher, arrays, direction, chunk, tiles, line_shape):
 @pytest.mark.parametrize("schedule", ["random", "priority"])
 @pytest.mark.parametrize("case", CASES)
 def test_emulated(case, direction, schedule):
+    require()
     shape, groups, kind, sizes, chunk, h0 = CASES[case]
     *arrays, line_shape = arrays_of(shape, groups, kind, direction, h0)
     tiles = tiles_of(direction, kind.itemsize, sizes)
