@@ -136,11 +136,20 @@ class Gpu:
         graph.upload()
         return graph
 
-    def time(self, run: Callable[[int], object], sets: int, limit: float, nodes: int = 4, graph: bool = True) -> Timing:
+    def time(
+        self,
+        run: Callable[[int], object],
+        sets: int,
+        limit: float,
+        nodes: int = 4,
+        graph: bool = True,
+        then: Callable[[Callable[[], object], int], object] | None = None,
+    ) -> Timing:
         """Time ``run(set)``, rotating over sets, within about ``limit`` seconds; ``nodes``: launches of one call.
 
         A captured graph holds a batch of calls, so the host does not count. Where a call cannot be captured (or with
         ``graph=False``) the calls of a batch are queued one by one, and ``how`` says "eager".
+        ``then`` gets what was timed, and how many calls it holds.
         """
         estimate = self.elapsed(lambda: run(0))  # the first call may have loaded something
         if estimate < limit:
@@ -163,7 +172,10 @@ class Gpu:
                 print(f"  not captured: {type(error).__name__}: {error}", flush=True)
         if plan.samples > 1:
             replay()
-        return Timing.of([self.elapsed(replay) / plan.calls for _ in range(plan.samples)], plan.calls, how)
+        timing = Timing.of([self.elapsed(replay) / plan.calls for _ in range(plan.samples)], plan.calls, how)
+        if then is not None:
+            then(replay, plan.calls)
+        return timing
 
     def copy(self, moved: int, limit: float = 0.1) -> Timing:
         """Time the equal-bytes copy: half of ``moved`` bytes read, half written; the faster of two kernels."""

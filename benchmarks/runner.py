@@ -40,15 +40,15 @@ COMPILERS = 14
 # --- one case ---------------------------------------------------------------------------------------------------------
 
 
-def run_case(gpu: Any, case: Case, limit: float) -> dict[str, Any]:
-    """Check and time a case; return its record."""
+def run_case(gpu: Any, case: Case, limit: float, then: Any = None) -> dict[str, Any]:
+    """Check and time a case; return its record. ``then``: see ``Gpu.time``."""
     from benchmarks.gpu import DoesNotFitError
 
     moved = bytes_moved(case)
     record: dict[str, Any] = {"id": case.id, **vars(case), "shape": case.shape, "bytes": moved}
     started = time.perf_counter()
     try:
-        _measure(gpu, case, limit, record)
+        _measure(gpu, case, limit, record, then)
         if case.implementation != "attention":  # which moves other bytes
             copy = gpu.copy(moved)
             seconds = record["time"]["median"]
@@ -67,7 +67,7 @@ def run_case(gpu: Any, case: Case, limit: float) -> dict[str, Any]:
     return record
 
 
-def _measure(gpu: Any, case: Case, limit: float, record: dict[str, Any]) -> None:
+def _measure(gpu: Any, case: Case, limit: float, record: dict[str, Any], then: Any) -> None:
     operation, extra = OPERATIONS[case.operation], 20 * _elements(case)  # states in float32, parts for the check
     sets = gpu.sets_for(record["bytes"], extra)
     arrays = [_arrays(gpu, case, s) for s in range(sets)]
@@ -97,7 +97,7 @@ def _measure(gpu: Any, case: Case, limit: float, record: dict[str, Any]) -> None
     per_line = case.implementation.startswith("per_line")
     nodes = case.shape[3 if case.direction in HORIZONTAL else 2] if per_line else max(len(plans), 4)
     graph = not case.implementation.endswith("_eager")
-    record |= {"sets": sets, "time": gpu.time(run, sets, limit, nodes, graph).record()}
+    record |= {"sets": sets, "time": gpu.time(run, sets, limit, nodes, graph, then).record()}
 
 
 def _elements(case: Case) -> int:
