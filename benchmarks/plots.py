@@ -44,6 +44,7 @@ def scores(content: Content, axes: Any) -> bool:
         axes.bar(places, [r["score"] for r in records], 0.8 / len(groups), label=kind)
     axes.set_xticks(range(len(names)), [f"{name}\n{SHAPES[name][0]}" for name in names], fontsize=7)
     axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_ylim(0, 1.25 * max([1.0, *(r["score"] for records in groups.values() for r in records)]))
     axes.set_ylabel("score: time of an equal-bytes copy / time")
     if groups:
         axes.legend(fontsize=6, ncols=2)
