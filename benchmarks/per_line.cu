@@ -13,7 +13,8 @@ extern "C" __global__ void per_line(const float* x, const float* weight, const f
   const long long at = plane + line * line_stride + i * cross_stride;
   float value = lam[at] * x[at];
   if (before >= 0) {
-    const float* w = weight + (image * groups + channel / (channels / groups)) * 3 * pixels + line * line_stride + i * cross_stride;
+    const float* w =
+        weight + (image * groups + channel / (channels / groups)) * 3 * pixels + line * line_stride + i * cross_stride;
     const float* last = h + plane + before * line_stride + i * cross_stride;
     if (i > 0) value += w[0] * last[-cross_stride];
     value += w[pixels] * last[0];

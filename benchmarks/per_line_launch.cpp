@@ -14,7 +14,8 @@ extern "C" int launch_lines(void* launch, void* function, unsigned blocks, unsig
     for (int i = 0; i < 7; ++i) arguments[4 + i] = sizes + i;
     arguments[11] = &line;
     arguments[12] = &before;
-    const int status = reinterpret_cast<Launch>(launch)(function, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, nullptr);
+    const int status =
+        reinterpret_cast<Launch>(launch)(function, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, nullptr);
     if (status != 0) return status;
   }
   return 0;
