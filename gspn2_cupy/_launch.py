@@ -95,6 +95,7 @@ class CupyKernel:
         self._spec = spec
         self._limits = limits
         self._kernels: dict[bool, Any] = {}  # by whether the launch is cooperative
+        self._allowed: set[bool] = set()  # those that may have all the shared memory there is
 
     def _load(self, cooperative: bool) -> Any:
         import cupy
@@ -121,9 +122,10 @@ class CupyKernel:
         kernel = self._kernels.get(cooperative)
         if kernel is None:
             kernel = self._kernels.setdefault(cooperative, self._load(cooperative))
-        if shared_bytes > STATIC_SHARED_LIMIT and kernel.max_dynamic_shared_size_bytes < shared_bytes:
+        if shared_bytes > STATIC_SHARED_LIMIT and cooperative not in self._allowed:
             # once, to all that the device has: never lowered, so other threads' launches stay valid
             kernel.max_dynamic_shared_size_bytes = self._limits.shared_bytes_per_block - kernel.shared_size_bytes
+            self._allowed.add(cooperative)
         return kernel
 
 

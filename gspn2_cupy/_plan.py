@@ -39,6 +39,12 @@ class KernelSpec:
     entry: str
     defines: tuple[tuple[str, str], ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.source, self.entry, self.defines)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined, no-any-return]
+
     def __str__(self) -> str:
         return f"{self.entry}<{', '.join(f'{name}={value}' for name, value in self.defines)}>"
 

@@ -40,6 +40,15 @@ def optional_layout(array: Array | None) -> _plan.Layout | None:
     return None if array is None else layout(array)
 
 
+def signature(array: Array | None) -> Any:
+    """Return what tells the plans of arrays apart, quicker to compare than layouts."""
+    return None if array is None else (array.shape, array.strides, array.dtype, address(array) % 16 == 0)
+
+
+PLANS_KEPT = 4096
+_scan_plans: dict[Any, _plan.LaunchPlan] = {}  # a repeated call finds its plan in a microsecond or two
+
+
 def hand_through(line: Array, given: Array | None) -> None:
     """A scan of no lines hands on the line it was given, or zeros."""
     line[...] = 0 if given is None else given
@@ -65,15 +74,20 @@ def scan(
             hand_through(h_last, h0)
         return
     arrays = (x, weight, lam, h0, h, h_last)
-    layouts = [optional_layout(array) for array in arrays]
-    plan = _plan_tiles.line_scan_forward(launcher.limits, direction, chunk, *layouts)
-    if plan is not None:
-        mail = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
-        _launch.run(launcher, plan, *arrays, mail)
-        return
-    plan = _plan.line_scan_forward(direction, chunk, *layouts)
-    lines = launcher.empty((plan.workspace,), type_of(x).state.numpy_dtype)
-    _launch.run(launcher, plan, *arrays, lines)
+    key = (launcher.limits, direction, chunk, *map(signature, arrays))
+    plan = _scan_plans.get(key)
+    if plan is None:
+        layouts = [optional_layout(array) for array in arrays]
+        plan = _plan_tiles.line_scan_forward(launcher.limits, direction, chunk, *layouts)
+        plan = plan or _plan.line_scan_forward(direction, chunk, *layouts)
+        if len(_scan_plans) >= PLANS_KEPT:
+            _scan_plans.clear()
+        _scan_plans[key] = plan
+    if plan.spec.entry == "line_scan_tiles":
+        workspace = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
+    else:
+        workspace = launcher.empty((plan.workspace,), type_of(x).state.numpy_dtype)
+    _launch.run(launcher, plan, *arrays, workspace)
 
 
 def adjoint(
