@@ -196,6 +196,21 @@ def _unit(functions: Any, a: dict[str, Any]) -> dict[str, Any]:
 
 ACCURATE = {"forward": _forward, "backward": _backward, "unit": _unit}
 
+
+def small_plans(limits: Any) -> list[_plan.LaunchPlan]:
+    """Return what the calls on small arrays launch on a device, without one."""
+    from benchmarks.plans import PlanningLauncher, recorded
+    from gspn2_cupy import _device
+
+    with _launch.use(PlanningLauncher(limits)), recorded() as plans:
+        for dtype in ("float64", "float32", "float16", "bfloat16"):
+            for shape in (ACCURACY_SHAPE, SMALL) if dtype == "float32" else (ACCURACY_SHAPE,):
+                arrays = inputs(shape, 0, dtype)
+                for run in ACCURATE.values():
+                    run(_device, arrays)
+    return plans
+
+
 # the first call of a process: from nothing, then from CuPy's disk cache
 FIRST_CALL = """
 import json, time

@@ -121,12 +121,8 @@ def _arrays(gpu: Any, case: Case, seed: int) -> dict[str, Any]:
 def compile_ahead(limits: Any, cases: Iterable[Case]) -> float:
     """Compile what the cases launch, in several processes, into CuPy's disk cache; return the seconds."""
     started = time.perf_counter()
-    wanted = {
-        (plan.spec, plan.cooperative)
-        for case in cases
-        if case.implementation == "ours"
-        for plan in plans_of(case, limits)
-    }
+    plans = [plan for case in cases if case.implementation == "ours" for plan in plans_of(case, limits)]
+    wanted = {(plan.spec, plan.cooperative) for plan in (*plans, *host.small_plans(limits))}
     if len(wanted) > 4:
         workers = min(COMPILERS, os.cpu_count() or 1, len(wanted))
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
