@@ -45,6 +45,9 @@ class KernelSpec:
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined, no-any-return]
 
+    def __reduce__(self) -> Any:
+        return KernelSpec, (self.source, self.entry, self.defines)  # hashes of text differ between processes
+
     def __str__(self) -> str:
         return f"{self.entry}<{', '.join(f'{name}={value}' for name, value in self.defines)}>"
 
