@@ -11,6 +11,7 @@ import gspn2_cupy
 
 # Each command is the module of its name behind an underscore: add_arguments(parser) and run(arguments) -> exit code.
 COMMANDS = {
+    "check": "compile and run everything on this machine's GPU and compare with the reference",
     "demo": "colour a grey photograph from a few coloured pixels",
     "info": "show versions, devices, and where CUDA sources and compiled kernels lie",
 }

@@ -1,0 +1,458 @@
+"""``python -m gspn2_cupy check``: whether all is computed rightly on this machine's GPU.
+
+Every kernel that the planner can choose here is compiled and run against the NumPy reference, as far as the time goes;
+then what a program does with it: streams, graphs, threads, a second device, repeats. ``--bench`` adds a few speeds
+against copies of as many bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import gspn2_cupy
+from gspn2_cupy import _check_bench, _launch
+from gspn2_cupy._arrays import bfloat16
+from gspn2_cupy._check_cases import (
+    ALLOWED,
+    LINE_SCAN,
+    UNIT,
+    Case,
+    Planned,
+    candidates,
+    choose,
+    errors,
+    random_arrays,
+)
+from gspn2_cupy._check_cases import call as run_case
+from gspn2_cupy._info import _version as version
+from gspn2_cupy.reference import ALL_DIRECTIONS
+
+Array = Any
+
+SECONDS = 95  # for the cases; what follows takes some ten more
+REPEATS = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.description = (
+        "Compile and run on the GPU every kernel that can be chosen there, compare with the NumPy reference, and try "
+        "streams, graphs, threads and repeats. Takes up to two minutes. Exit code 0: all is right; 1: something is "
+        "wrong; 2: there is no GPU."
+    )
+    parser.add_argument("--bench", action="store_true", help="then measure a few calls against copies, for a minute")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and print a table."""
+    reason = why_no_gpu()
+    if reason is not None:
+        print(f"python -m gspn2_cupy check: no GPU to check: {reason}", file=sys.stderr)
+        return 2
+    import cupy
+
+    start = time.monotonic()
+    device = cupy.cuda.Device().id
+    launcher = _launch.cupy_launcher(device)
+    limits = launcher.limits
+    capability = ".".join(map(str, limits.compute_capability))
+    driver = version(cupy.cuda.runtime.driverGetVersion())
+    print(f"gspn2_cupy {gspn2_cupy.__version__} on {limits.name}, compute capability {capability},", end=" ")
+    print(f"CUDA driver {driver}, CuPy {cupy.__version__}")
+
+    dtypes = available_dtypes()
+    planned = choose(limits, candidates(dtypes))
+    report = Report()
+    pool = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2) - 1)))
+    try:
+        kernels = check_cases(planned, launcher, report, start + SECONDS, cupy.asarray, cupy.asnumpy, pool)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    if not report.lost:
+        check_behaviours(cupy, report)
+    print(report.table())
+    seconds = time.monotonic() - start
+    print(f"\n{kernels} kernels compiled or loaded, {report.cases} cases, {seconds:.0f} s: {report.verdict()}")
+    if arguments.bench and not report.failures:  # no speed of what is wrong
+        _check_bench.run(cupy)
+    return 1 if report.failures else 0
+
+
+def why_no_gpu() -> str | None:
+    """Return why there is no GPU to use, or None."""
+    try:
+        import cupy
+    except ImportError as error:
+        return (
+            "CuPy is not installed" if error.name == "cupy" else f"CuPy does not start: {' '.join(str(error).split())}"
+        )
+    try:
+        return None if cupy.cuda.runtime.getDeviceCount() > 0 else "CUDA sees no device"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CUDA does not start: {error}"
+
+
+def available_dtypes() -> list[str]:
+    """Return the data types, without bfloat16 where ml_dtypes is missing."""
+    try:
+        bfloat16()
+    except ImportError:
+        print("bfloat16 is left out: ml_dtypes is not installed", file=sys.stderr)
+        return ["float32", "float16", "float64"]
+    return ["float32", "bfloat16", "float16", "float64"]
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """What is known of one line of the table."""
+
+    cases: int = 0
+    worst: float = 0.0  # error over the error allowed
+    result: str = "ok"
+
+
+@dataclass
+class Report:
+    """Collects what was found."""
+
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    left_out: int = 0
+    lost: bool = False  # the device answers no more
+
+    @property
+    def cases(self) -> int:
+        """How many cases have run."""
+        return sum(row.cases for row in self.rows.values())
+
+    def add(self, case: Case, shares: dict[str, float]) -> None:
+        """Take down a case's errors."""
+        row = self.rows.setdefault((case.operation, case.dtype), Row())
+        row.cases += 1
+        row.worst = max([row.worst, *shares.values()])
+        wrong = {name: share for name, share in shares.items() if not share <= 1}
+        if wrong:
+            allowed = ", ".join(f"{name} {share:.3g} times the error allowed" for name, share in wrong.items())
+            self.fail((case.operation, case.dtype), f"{case}: {allowed}")
+
+    def fail(self, key: tuple[str, str], message: str) -> None:
+        """Take down a failure."""
+        self.rows.setdefault(key, Row()).result = "FAILED"
+        self.failures.append(message)
+
+    def table(self) -> str:
+        """Return the table, and what failed below it."""
+        lines = [f"\n{'check':<34}{'type':<10}{'cases':>6}{'worst error':>13}{'allowed':>9}  result"]
+        for (name, dtype), row in self.rows.items():
+            figures = f"{'':>6}{'':>13}{'':>9}"
+            if dtype:
+                allowed = ALLOWED[dtype]
+                figures = f"{row.cases:>6}{row.worst * allowed:>13.1e}{allowed:>9.0e}"
+            lines.append(f"{name:<34}{dtype:<10}{figures}  {row.result}")
+        if self.left_out:
+            lines.append(f"{self.left_out} more cases did not fit into the time; run it again: kernels stay compiled")
+        lines += [f"FAILED: {failure}" for failure in self.failures[:10]]
+        if len(self.failures) > 10:
+            lines.append(f"… and {len(self.failures) - 10} more")
+        return "\n".join(lines)
+
+    def verdict(self) -> str:
+        """Return how it went, in a word."""
+        return f"{len(self.failures)} FAILED" if self.failures else "all ok"
+
+
+class Progress:
+    """A bar on standard error; where that is no terminal, a line now and then."""
+
+    WIDTH = 30
+
+    def __init__(self, total: int) -> None:
+        self._total, self._tty, self._tenth = max(total, 1), sys.stderr.isatty(), -1
+
+    def show(self, done: int, text: str) -> None:
+        """Say how far it is, and what comes now."""
+        share = done / self._total
+        if self._tty:
+            filled = round(self.WIDTH * share)
+            bar = "#" * filled + "." * (self.WIDTH - filled)
+            print(f"\r[{bar}] {done}/{self._total} {text[:70]:<70}", end="", file=sys.stderr, flush=True)
+        elif int(10 * share) > self._tenth:
+            self._tenth = int(10 * share)
+            print(f"{done}/{self._total} {text}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Clear the bar."""
+        if self._tty:
+            print(f"\r{'':<{self.WIDTH + 90}}\r", end="", file=sys.stderr, flush=True)
+
+
+# --- against the reference --------------------------------------------------------------------------------------------
+
+
+def check_cases(
+    planned: Sequence[Planned],
+    launcher: Any,
+    report: Report,
+    deadline: float,
+    to_device: Callable[[Array], Array],
+    to_host: Callable[[Array], Array],
+    pool: Executor | None = None,
+) -> int:
+    """Run cases until the deadline, with a pool compiling ahead of them; return how many kernels were compiled."""
+    progress = Progress(len(planned))
+    device = None if pool is None else _current_device()
+    compiled: dict[Any, Callable[[], Any]] = {}
+    for launch in dict.fromkeys(launch for each in planned for launch in each.launches):
+        prepare = partial(_prepare, launcher, device, *launch)
+        compiled[launch] = prepare if pool is None else pool.submit(prepare).result
+    done = set()
+    for number, each in enumerate(planned):
+        if time.monotonic() > deadline or report.lost:
+            report.left_out = len(planned) - number
+            break
+        progress.show(number, str(each.case))
+        try:
+            for launch in each.launches:
+                compiled[launch]()
+                done.add(launch)
+            report.add(each.case, errors(each.case, number, to_device, to_host))
+        except Exception as error:  # whatever it is, it is what the user wants to know
+            key = (each.case.operation, each.case.dtype)
+            report.fail(key, f"{each.case}: {type(error).__name__}: {_one_line(error)}")
+            report.lost = pool is not None and not _answers()
+    progress.end()
+    return len(done)
+
+
+def _current_device() -> int:
+    import cupy
+
+    return int(cupy.cuda.Device().id)
+
+
+def _device(index: int) -> Any:
+    import cupy
+
+    return cupy.cuda.Device(index)
+
+
+def _prepare(launcher: Any, device: int | None, spec: Any, shared_bytes: int, cooperative: bool) -> None:
+    """Compile a kernel, in any thread."""
+    with nullcontext() if device is None else _device(device):
+        launcher.compile(spec).prepare(shared_bytes, cooperative)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else f"{text[:300]} …"
+
+
+def _answers() -> bool:
+    """Tell whether the device still works after an error."""
+    import cupy
+
+    try:
+        cupy.cuda.Device().synchronize()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return False
+    return True
+
+
+# --- what programs do -------------------------------------------------------------------------------------------------
+
+
+class _NotHere(Exception):
+    """Why a check does not apply."""
+
+
+def check_behaviours(cupy: Any, report: Report) -> None:
+    """Run the checks that compare calls with each other."""
+    for name, check in BEHAVIOURS.items():
+        key = (name, "")
+        report.rows[key] = Row()
+        try:
+            check(cupy)
+        except _NotHere as reason:
+            report.rows[key].result = f"not checked: {reason}"
+        except Exception as error:
+            report.fail(key, f"{name}: {type(error).__name__}: {_one_line(error)}")
+            if not _answers():
+                return
+
+
+def _cases() -> list[tuple[Case, dict[str, Array]]]:
+    """Return a scan by tiles, a plain one, and four directions."""
+    cases = [
+        Case(LINE_SCAN, "float32", (2, 8, 64, 96), 2, ("left_to_right",), lam=True, state=True),
+        Case(LINE_SCAN, "float32", (2, 3, 33, 37), 1, ("bottom_to_top",), lam=True, state=True, chunk=10),
+        Case(UNIT, "float32", (2, 4, 40, 64), 1, ALL_DIRECTIONS, lam=True, u=True, merge=True, normalize="sigmoid"),
+    ]
+    return [(case, random_arrays(case, seed)) for seed, case in enumerate(cases)]
+
+
+def _on_device(cupy: Any, arrays: dict[str, Array]) -> dict[str, Array]:
+    return {name: cupy.asarray(array) for name, array in arrays.items()}
+
+
+def _bits(cupy: Any, results: dict[str, Array]) -> dict[str, bytes]:
+    return {name: cupy.asnumpy(result).tobytes() for name, result in results.items()}
+
+
+def _expect(actual: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    wrong = [name for name in expected if actual[name] != expected[name]]
+    if wrong:
+        raise AssertionError(f"{', '.join(wrong)} differ")
+
+
+def _repeats(cupy: Any) -> None:
+    for case, arrays in _cases():
+        given = _on_device(cupy, arrays)
+        expected = _bits(cupy, run_case(gspn2_cupy, case, given))
+        for _ in range(REPEATS):
+            _expect(_bits(cupy, run_case(gspn2_cupy, case, given)), expected)
+
+
+def _pieces(cupy: Any) -> None:
+    _, arrays = _cases()[0]
+    given = _on_device(cupy, arrays)
+    inputs = {name: given[name] for name in ("x", "weight", "lam")}
+    whole = gspn2_cupy.line_scan(**inputs, h0=given["h0"], direction="left_to_right")
+    line, parts = given["h0"], []
+    for columns in (slice(0, 40), slice(40, 48), slice(48, 96)):
+        pieces = {name: array[..., columns] for name, array in inputs.items()}
+        part, line = gspn2_cupy.line_scan(**pieces, h0=line, direction="left_to_right", return_last=True)
+        parts.append(cupy.asnumpy(part))
+    _expect({"h": np.concatenate(parts, axis=-1).tobytes()}, {"h": cupy.asnumpy(whole).tobytes()})
+
+
+def _strides(cupy: Any) -> None:
+    for case, arrays in _cases():
+        expected = _bits(cupy, run_case(gspn2_cupy, case, _on_device(cupy, arrays)))
+        views = {}
+        for name, array in arrays.items():
+            memory = cupy.asarray(np.full((*array.shape[:-1], 2 * array.shape[-1] + 3), np.nan, array.dtype))
+            view = memory[..., 1:-2:2]
+            view[...] = cupy.asarray(array)
+            views[name] = view
+        _expect(_bits(cupy, run_case(gspn2_cupy, case, views)), expected)
+
+
+def _empty(cupy: Any) -> None:
+    for shape in ((0, 4, 5, 8), (2, 4, 0, 8), (2, 4, 5, 0)):
+        case = Case(LINE_SCAN, "float32", shape, 1, ("top_to_bottom",), state=True)
+        for name, result in run_case(gspn2_cupy, case, _on_device(cupy, random_arrays(case, 0))).items():
+            if name in ("h", "dx") and result.shape != shape:
+                raise AssertionError(f"{name} has shape {result.shape}, not {shape}")
+
+
+SLEEP = """
+extern "C" __global__ void sleep(long long cycles) { for (long long start = clock64(); clock64() - start < cycles;); }
+"""
+
+
+def _streams(cupy: Any) -> None:
+    sleep = cupy.RawKernel(SLEEP, "sleep")
+    for case, arrays in _cases():
+        values = _on_device(cupy, arrays)
+        expected = _bits(cupy, run_case(gspn2_cupy, case, values))
+        given = {name: cupy.full_like(array, np.nan) for name, array in values.items()}
+        cupy.cuda.Device().synchronize()
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            sleep((1,), (1,), (np.int64(30_000_000),))
+            for name, array in given.items():
+                cupy.copyto(array, values[name])  # only now are the inputs there
+            results = run_case(gspn2_cupy, case, given)
+            stream.synchronize()
+        _expect(_bits(cupy, results), expected)
+
+
+def _graphs(cupy: Any) -> None:
+    for case, arrays in _cases():
+        given, pool = _on_device(cupy, arrays), cupy.cuda.MemoryPool()
+        cupy.cuda.Device().synchronize()
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with cupy.cuda.using_allocator(pool.malloc), stream:
+            run_case(gspn2_cupy, case, given)
+            stream.begin_capture()
+            try:
+                results = run_case(gspn2_cupy, case, given)
+            finally:
+                graph = stream.end_capture()
+            for factor in (0.5, 2.0):
+                for array in given.values():
+                    array *= factor
+                graph.launch(stream=stream)
+                stream.synchronize()
+                _expect(_bits(cupy, results), _bits(cupy, run_case(gspn2_cupy, case, given)))
+
+
+def _threads(cupy: Any) -> None:
+    cases = _cases()
+    expected = [_bits(cupy, run_case(gspn2_cupy, case, _on_device(cupy, arrays))) for case, arrays in cases]
+    errors: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            case, arrays = cases[number]
+            with cupy.cuda.Stream(non_blocking=True) as stream:
+                given = _on_device(cupy, arrays)
+                for _ in range(20):
+                    results = run_case(gspn2_cupy, case, given)
+                    stream.synchronize()
+                    _expect(_bits(cupy, results), expected[number])
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(cases))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _second_device(cupy: Any) -> None:
+    count = cupy.cuda.runtime.getDeviceCount()
+    if count < 2:
+        raise _NotHere("one device only")
+    current = cupy.cuda.Device().id
+    for case, arrays in _cases():
+        expected = _bits(cupy, run_case(gspn2_cupy, case, _on_device(cupy, arrays)))
+        for device in set(range(count)) - {current}:
+            with cupy.cuda.Device(device):
+                given = _on_device(cupy, arrays)
+            results = run_case(gspn2_cupy, case, given)  # while the first device is current
+            names = [cupy.cuda.runtime.getDeviceProperties(each)["name"] for each in (current, device)]
+            if names[0] == names[1]:
+                _expect(_bits(cupy, results), expected)
+            elif not all(math.isfinite(float(abs(cupy.asnumpy(result)).sum())) for result in results.values()):
+                raise AssertionError(f"results on device {device} are not finite")
+
+
+BEHAVIOURS: dict[str, Callable[[Any], None]] = {
+    f"{REPEATS} repeats, bitwise equal": _repeats,
+    "pieces hand their last line on": _pieces,
+    "strided arrays": _strides,
+    "empty arrays": _empty,
+    "a stream of its own": _streams,
+    "CUDA graph, replayed": _graphs,
+    "several threads": _threads,
+    "another device": _second_device,
+}

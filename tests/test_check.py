@@ -1,0 +1,189 @@
+"""python -m gspn2_cupy check: without a GPU in one line; its cases and its judgement on the emulator and by hand."""
+
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import NO_GPU
+from emulator import LIMITS, emulated, require
+from helpers import DTYPES
+
+from gspn2_cupy import ALL_DIRECTIONS, _check, _check_cases, _launch
+from gspn2_cupy.__main__ import main
+from gspn2_cupy._check_cases import LINE_SCAN, UNIT, WEIGHTS, Case
+
+TINY = {"odd": ((1, 3), (3, 1)), "across": (8,), "slices": ((1, 2, 1),), "lines": 8}
+
+
+@pytest.fixture
+def device():
+    require()
+    with emulated() as device:
+        yield device
+
+
+@pytest.mark.skipif(NO_GPU is None, reason="there is a GPU")
+@pytest.mark.parametrize("options", [[], ["--bench"]])
+def test_without_a_gpu_it_says_so_in_one_line(capsys, options):
+    assert main(["check", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("python -m gspn2_cupy check: no GPU to check: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_without_cupy(capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cupy", None)
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err == "python -m gspn2_cupy check: no GPU to check: CuPy is not installed\n"
+
+
+def test_a_broken_cupy(capsys, monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('libnvrtc.so.13:\\n  cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "cupy", raising=False)
+    assert main(["check"]) == 2
+    assert "CuPy does not start: libnvrtc.so.13: cannot open" in capsys.readouterr().err
+
+
+# --- the choice of cases ----------------------------------------------------------------------------------------------
+
+
+def test_every_launch_of_every_candidate_is_among_the_chosen():
+    candidates = list(_check_cases.candidates(list(DTYPES)))
+    chosen = _check_cases.choose(LIMITS, candidates)
+    launches = {launch for planned in chosen for launch in planned.launches}
+    assert len(chosen) < 400
+    assert {dtype for planned in chosen for dtype in [planned.case.dtype]} == set(DTYPES)
+    assert {planned.case.operation for planned in chosen} == {LINE_SCAN, WEIGHTS, UNIT}
+    assert {planned.case.directions[0] for planned in chosen} == set(ALL_DIRECTIONS)
+    for _, case in candidates[::37]:
+        assert launches.issuperset(_check_cases.launches(LIMITS, case))
+
+
+def test_geometries_come_first():
+    chosen = _check_cases.choose(LIMITS, _check_cases.candidates(list(DTYPES)))
+    geometries = [{_check_cases._geometry(*launch) for launch in planned.launches} for planned in chosen]
+    last = max(i for i, each in enumerate(geometries) if not set().union(*geometries[:i]) >= each)
+    assert last < len(chosen) / 2
+
+
+def test_a_case_says_what_it_is():
+    case = Case(LINE_SCAN, "float16", (1, 2, 3, 4), 2, ("top_to_bottom",), lam=True, chunk=3)
+    assert str(case) == "line scan float16 (1, 2, 3, 4) G=2 top_to_bottom lam chunk=3"
+
+
+def test_what_a_case_launches_is_what_runs(device):
+    for planned in _check_cases.choose(device.limits, _check_cases.candidates(["float32"], **TINY)):
+        before = set(device._kernels)
+        recorded = {spec for spec, _, _ in planned.launches}
+        _check_cases.errors(planned.case, 1, lambda array: array, lambda array: array)
+        assert set(device._kernels) - before <= recorded
+
+
+# --- the cases on the emulator ----------------------------------------------------------------------------------------
+
+
+def check_all(device, dtypes, monkeypatch=None, run=None):
+    planned = _check_cases.choose(device.limits, _check_cases.candidates(dtypes, **TINY))
+    if run is not None:
+        monkeypatch.setattr(_launch, "run", run)
+    report = _check.Report()
+    deadline = time.monotonic() + 600
+    _check.check_cases(planned, device, report, deadline, lambda array: array, lambda array: array)
+    return planned, report
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_emulator_passes(device, dtype):
+    planned, report = check_all(device, [dtype])
+    assert report.failures == []
+    assert report.cases == len(planned)
+    assert report.verdict() == "all ok"
+    assert {row.result for row in report.rows.values()} == {"ok"}
+    assert "FAILED" not in report.table()
+
+
+def test_a_wrong_kernel_is_found(device, monkeypatch):
+    run = _launch.run
+
+    def twice(launcher, plan, *arrays):
+        if plan.spec.entry == "line_scan_gradients":
+            arrays = (arrays[0] * np.float32(2), *arrays[1:])
+        run(launcher, plan, *arrays)
+
+    _, report = check_all(device, ["float32"], monkeypatch, twice)
+    assert report.rows[LINE_SCAN, "float32"].result == "FAILED"
+    assert report.rows[WEIGHTS, "float32"].result == "ok"
+    assert any("dx" in failure and "times the error allowed" in failure for failure in report.failures)
+    assert "FAILED" in report.table()
+    assert report.verdict() == f"{len(report.failures)} FAILED"
+
+
+def test_an_error_is_reported_and_the_rest_goes_on(device, monkeypatch):
+    run = _launch.run
+
+    def refuse(launcher, plan, *arrays):
+        if plan.spec.entry == "normalize_backward":
+            raise RuntimeError("something\n  happened")
+        run(launcher, plan, *arrays)
+
+    _, report = check_all(device, ["float32"], monkeypatch, refuse)
+    assert report.rows[WEIGHTS, "float32"].result == "FAILED"
+    assert report.rows[LINE_SCAN, "float32"].result == "ok"
+    assert any(failure.endswith("RuntimeError: something happened") for failure in report.failures)
+
+
+def test_what_does_not_fit_into_the_time_is_counted(device):
+    planned = _check_cases.choose(device.limits, _check_cases.candidates(["float32"], **TINY))
+    report = _check.Report()
+    _check.check_cases(planned, device, report, time.monotonic() - 1, lambda array: array, lambda array: array)
+    assert (report.cases, report.left_out) == (0, len(planned))
+    assert f"{len(planned)} more cases did not fit into the time" in report.table()
+
+
+@pytest.mark.parametrize("name", ["_repeats", "_pieces", "_strides", "_empty"])
+def test_calls_agree_with_each_other(device, monkeypatch, name):
+    """The checks that need no stream, with the emulator in CuPy's place."""
+    monkeypatch.setattr(_check, "REPEATS", 1)
+    getattr(_check, name)(SimpleNamespace(asarray=np.array, asnumpy=np.asarray))
+
+
+def test_a_difference_is_found():
+    with pytest.raises(AssertionError, match=r"^h, dx differ$"):
+        _check._expect({"h": b"1", "dx": b"", "dh0": b"2"}, {"h": b"2", "dx": b"2", "dh0": b"2"})
+
+
+# --- the judgement ----------------------------------------------------------------------------------------------------
+
+
+def test_errors_are_shares_of_what_is_allowed():
+    truth = np.full(100, 2.0)
+    actual = truth.astype(np.float32)
+    assert _check_cases.share_of_allowed(actual, truth) == 0
+    assert _check_cases.share_of_allowed(actual * np.float32(1 + 1e-5), truth) == pytest.approx(2, rel=0.01)
+    actual[3] = np.nan
+    assert _check_cases.share_of_allowed(actual, truth) == np.inf
+    assert _check_cases.share_of_allowed(actual[:4], truth) == np.inf
+    assert _check_cases.share_of_allowed(np.zeros(0, np.float32), np.zeros(0)) == 0
+
+
+def test_the_arrays_hold_every_input():
+    case = Case(UNIT, "float32", (2, 4, 5, 6), 2, ALL_DIRECTIONS, lam=True, u=True, merge=True)
+    arrays = _check_cases.random_arrays(case, 0)
+    assert set(arrays) == {"x", "weight", "lam", "u", "merge", "dy"}
+    weight = arrays["weight"]
+    used = np.where(weight == 7, 0, weight)
+    assert np.allclose(used.sum(axis=3), 1)
+    assert (weight == 7).any()
+    assert set(_check_cases.random_arrays(replace(case, lam=False, u=False, merge=False), 0)) == {"x", "weight", "dy"}
+
+
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = _check.Progress(4)
+    progress.show(1, "one case")
+    progress.end()
+    assert "1/4 one case" in capsys.readouterr().err
