@@ -10,7 +10,7 @@ from conftest import NO_GPU
 from emulator import LIMITS, emulated, require
 from helpers import DTYPES
 
-from gspn2_cupy import ALL_DIRECTIONS, _check, _check_cases, _launch
+from gspn2_cupy import ALL_DIRECTIONS, _check, _check_behaviours, _check_cases, _launch
 from gspn2_cupy.__main__ import main
 from gspn2_cupy._check_cases import LINE_SCAN, UNIT, WEIGHTS, Case
 
@@ -147,13 +147,13 @@ def test_what_does_not_fit_into_the_time_is_counted(device):
 @pytest.mark.parametrize("name", ["_repeats", "_pieces", "_strides", "_empty"])
 def test_calls_agree_with_each_other(device, monkeypatch, name):
     """The checks that need no stream, with the emulator in CuPy's place."""
-    monkeypatch.setattr(_check, "REPEATS", 1)
-    getattr(_check, name)(SimpleNamespace(asarray=np.array, asnumpy=np.asarray))
+    monkeypatch.setattr(_check_behaviours, "REPEATS", 1)
+    getattr(_check_behaviours, name)(SimpleNamespace(asarray=np.array, asnumpy=np.asarray))
 
 
 def test_a_difference_is_found():
     with pytest.raises(AssertionError, match=r"^h, dx differ$"):
-        _check._expect({"h": b"1", "dx": b"", "dh0": b"2"}, {"h": b"2", "dx": b"2", "dh0": b"2"})
+        _check_behaviours._expect({"h": b"1", "dx": b"", "dh0": b"2"}, {"h": b"2", "dx": b"2", "dh0": b"2"})
 
 
 # --- the judgement ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""Memory across streams without a GPU: what is said to CUDA when arrays are lent, given back and kept.
+
+That it holds on a GPU is shown by test_gpu_memory.py.
+"""
+
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from gspn2_cupy import _arrays
+
+OURS, THEIRS = 7, 9  # streams
+
+
+class Cuda:
+    """Stands for CuPy: writes down what is recorded on and waited for by streams."""
+
+    class CUDARuntimeError(Exception):
+        pass
+
+    def __init__(self):
+        self.log, self.capturing, self.refusing = [], set(), set()
+        self.done = set()
+        runtime = SimpleNamespace(
+            CUDARuntimeError=self.CUDARuntimeError,
+            streamIsCapturing=self.is_capturing,
+            eventRecord=lambda event, stream: self.log.append(("record", stream)),
+            streamWaitEvent=lambda stream, event: self.log.append(("wait", stream)),
+        )
+        self.cuda = SimpleNamespace(
+            runtime=runtime,
+            Device=lambda index: nullcontext(),
+            Event=self.event,
+            get_current_stream=lambda: SimpleNamespace(ptr=OURS),
+            UnownedMemory=lambda address, size, owner, device: owner,
+            MemoryPointer=lambda memory, offset: memory,
+        )
+
+    def is_capturing(self, stream):
+        if stream in self.refusing:
+            raise self.CUDARuntimeError
+        return stream in self.capturing
+
+    def event(self, disable_timing):
+        cuda = self
+
+        class Event:
+            ptr = 0
+            record = staticmethod(lambda: None)
+            done = property(lambda self: self in cuda.done)
+
+        return Event()
+
+    def ndarray(self, shape, dtype, memory, strides):
+        return SimpleNamespace(memory=memory)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    cuda = Cuda()
+    monkeypatch.setitem(sys.modules, "cupy", cuda)
+    monkeypatch.setattr(_arrays, "_stranded", [])
+    monkeypatch.setattr(_arrays, "_retained", [])
+    return cuda
+
+
+def array(size=4):
+    data = SimpleNamespace(ptr=4096, device_id=0)
+    return SimpleNamespace(
+        shape=(size,), dtype=None, strides=(4,), size=size, nbytes=4 * size, data=data, device=nullcontext()
+    )
+
+
+def test_our_stream_waits_for_theirs_when_a_loan_comes_back(cuda):
+    lent = _arrays._lend(array(), THEIRS)
+    assert cuda.log == []
+    del lent
+    assert cuda.log == [("record", THEIRS), ("wait", OURS)]
+    assert _arrays._stranded == []
+
+
+def test_nothing_is_lent_on_one_stream_or_without_memory(cuda, monkeypatch):
+    same, empty = array(), array(0)
+    assert _arrays._lend(same, OURS) is same
+    assert _arrays._lend(empty, THEIRS) is empty
+    monkeypatch.setattr(cuda.cuda, "get_current_stream", lambda: SimpleNamespace(ptr=0))
+    assert _arrays._lend(same, 1) is same  # both name the legacy default stream
+
+
+@pytest.mark.parametrize("streams", [{OURS}, {THEIRS}])
+@pytest.mark.parametrize("how", ["capturing", "refusing"])
+def test_what_comes_back_during_a_capture_is_kept(cuda, streams, how):
+    kept = array()
+    lent = _arrays._lend(kept, THEIRS)
+    getattr(cuda, how).update(streams)
+    del lent
+    assert cuda.log == []
+    assert _arrays._stranded == [kept]
+
+
+def test_what_is_retained_is_let_go_once_it_is_done(cuda):
+    for owner in "abc":
+        _arrays.retain(owner, 0)
+    assert [owner for _, owner in _arrays._retained] == ["a", "b", "c"]
+    cuda.done.add(_arrays._retained[1][0])
+    _arrays.retain("d", 0)
+    assert [owner for _, owner in _arrays._retained] == ["a", "c", "d"]
+    cuda.capturing.add(OURS)
+    _arrays.retain("e", 0)
+    assert _arrays._stranded == ["e"]
