@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "streams, graphs, threads and repeats. Takes up to two minutes. Exit code 0: all is right; 1: something is "
         "wrong; 2: there is no GPU."
     )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, metavar="N", help=f"for the comparisons (default: {SECONDS})"
+    )
     parser.add_argument("--bench", action="store_true", help="then measure a few calls against copies, for a minute")
 
 
@@ -62,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = Report()
     pool = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2) - 1)))
     try:
-        kernels = check_cases(planned, launcher, report, start + SECONDS, cupy.asarray, cupy.asnumpy, pool)
+        kernels = check_cases(planned, launcher, report, start + arguments.seconds, cupy.asarray, cupy.asnumpy, pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     if not report.lost:

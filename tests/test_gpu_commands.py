@@ -52,5 +52,6 @@ def test_demo(folder):
 
 
 def test_check(folder):
-    printed = command("check", folder=folder)
+    printed = command("check", "--seconds", "10", folder=folder)
     assert "FAILED" not in printed
+    assert printed.rstrip().endswith("all ok")

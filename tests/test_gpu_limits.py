@@ -4,7 +4,7 @@ import gc
 
 import numpy as np
 import pytest
-from gpu_support import FUNCTIONS, case, every_dtype, needs_gpu, on_cupy, run, same, wanted
+from gpu_support import FUNCTIONS, case, needs_gpu, on_cupy, run, same, wanted
 from helpers import DTYPES
 
 import gspn2_cupy
@@ -182,7 +182,7 @@ def test_more_shared_memory_than_48_kilobytes(plans):
     launcher = _launch.cupy_launcher(0)
     allowed = {}
     for shape in (*SHAPES, (1, 64, 64, 64), (4, 32, 256, 256)):
-        for direction in ALL_DIRECTIONS:
+        for direction in ("left_to_right", "top_to_bottom"):
             for dtype in ("float32", "bfloat16"):
                 x = cupy.asarray(np.ones(shape, DTYPES[dtype]))
                 weight = cupy.asarray(np.full((shape[0], 1, 3, *shape[2:]), 0.25, DTYPES[dtype]))
@@ -204,8 +204,8 @@ def test_more_shared_memory_than_48_kilobytes(plans):
 # --- what is compiled -------------------------------------------------------------------------------------------------
 
 
-@every_dtype
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(2, 4, 40, 64), (2, 3, 33, 37)])
 def test_after_a_warm_up_nothing_is_compiled(monkeypatch, dtype, shape):
     import cupy
 
