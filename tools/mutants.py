@@ -1,0 +1,432 @@
+"""The mistakes that tools/mutate.py makes, as text to be replaced in files under cuda/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake; each `old` text must occur exactly once in the file."""
+
+    file: str
+    name: str
+    edits: tuple[tuple[str, str], ...]  # (old, new)
+    harmless: str = ""  # why no test can catch it
+
+    def lost_in(self, text: str) -> str:
+        """Say which edit does not find its place, if one does not."""
+        for old, _ in self.edits:
+            if text.count(old) != 1:
+                return f"{self.file}: {self.name}: found {text.count(old)} times, not once:\n{old}"
+        return ""
+
+    def applied(self, text: str) -> str:
+        """Return a file's text with the mistake in it."""
+        places = sorted(((text.index(old), old, new) for old, new in self.edits), reverse=True)
+        for start, old, new in places:
+            text = text[:start] + new + text[start + len(old) :]
+        return text
+
+
+def _mutants(file: str, *mistakes: tuple) -> list[Mutant]:
+    """Make mutants from (name, old, new), (name, ((old, new), …)) and the same with a reason why it is harmless."""
+    made = []
+    for name, *rest in mistakes:
+        edits, rest = (rest[0], rest[1:]) if isinstance(rest[0], tuple) else (((rest[0], rest[1]),), rest[2:])
+        made.append(Mutant(file, name, edits, *rest))
+    return made
+
+
+ALL: list[Mutant] = []
+
+ALL += _mutants(
+    "geometry.cuh",
+    ("forget the origin of an image", "return origin + b * batch + c * channel;", "return b * batch + c * channel;"),
+    ("forget the group of a weight", "return origin + b * batch + g * group;", "return origin + b * batch;"),
+    (
+        "forget the stride of a state line",
+        "return b * batch + c * channel + i * cross;",
+        "return b * batch + c * channel + i;",
+    ),
+    ("swap lines and width", "lines, width, chunk, along;", "width, lines, chunk, along;"),
+    ("one pixel too few", "return batch * channels * lines * width;", "return batch * channels * lines * width - 1;"),
+    ("wrong image of a pixel", "b = slice / scan.channels;", "b = slice % scan.channels;"),
+    ("wrong row of a pixel along", "i = scan.along ? pixel / scan.lines :", "i = scan.along ? pixel / scan.width :"),
+    ("swap line and row of a pixel", "t = scan.along ? pixel % scan.lines :", "t = scan.along ? pixel / scan.width :"),
+)
+
+ALL += _mutants(
+    "state.cuh",
+    ("truncate to float16", "__float2half_rn(", "__float2half_rz("),
+    ("truncate to bfloat16", "__float2bfloat16_rn(", "__float2bfloat16_rz("),
+    ("flip the sign of a float's summand", "fmaf(a, b, c)", "fmaf(a, b, -c)"),
+    ("flip the sign of a double's summand", "fma(a, b, c)", "fma(a, b, -c)"),
+)
+
+ALL += _mutants(
+    "scan_tile.cuh",
+    ("halo on one side only", "return THREADS - 2 * halo_of(width);", "return THREADS - halo_of(width);"),
+    ("halo one row short", "return width <= THREADS ? 0 : LINES;", "return width <= THREADS ? 0 : LINES - 1;"),
+    ("no halo", "return width <= THREADS ? 0 : LINES;", "return 0;"),
+    ("forget the first own row", "return thread >= halo &&", "return thread > halo &&"),
+    ("own a row of the halo", "thread < THREADS - halo &&", "thread <= THREADS - halo &&"),
+    ("own a row beyond the image", "first + thread < width;", "first + thread <= width;"),
+    ("leave the outer cells unwritten", "exchange[k] = State(0);", ";"),
+    (
+        "drop the barrier after the outer cells",
+        "exchange[k] = State(0);\n    __syncthreads();",
+        "exchange[k] = State(0);",
+        "both kernels meet at another barrier, after staging the first tile, before anyone touches these cells",
+    ),
+    ("outer cells in the wrong place", "which * (THREADS + 2) + 1;", "which * (THREADS + 2);"),
+    ("weights over the signal", "shared + (k + 1) * LINES * PITCH;", "shared + k * LINES * PITCH;"),
+    ("leave a tile's end unstaged", "k < LINES * THREADS;", "k < LINES * THREADS - THREADS;"),
+    ("forget the border above", "inside && i > 0 ? widen(pixel[0])", "inside ? widen(pixel[0])"),
+    (
+        "forget the border below",
+        "inside && i + 1 < scan.width ? widen(pixel[2 * taps.tap])",
+        "inside ? widen(pixel[2 * taps.tap])",
+    ),
+    (
+        "swap two weights",
+        (("widen(pixel[0])", "widen(pixel[2 * taps.tap + 0])"), ("widen(pixel[2 * taps.tap])", "widen(pixel[0])")),
+    ),
+    ("use weights that restart", "i < scan.width && used(t);", "i < scan.width;"),
+    ("stage lines past the end", "t < scan.lines && i >= 0", "i >= 0"),
+)
+
+ALL += _mutants(
+    "line_scan_forward.cu",
+    (
+        "drop the barrier after staging",
+        "      __syncthreads();\n\n      for (int n = 0; n < count; ++n) {",
+        "      for (int n = 0; n < count; ++n) {",
+    ),
+    ("drop the barrier between lines", "State(0) : state;\n        __syncthreads();", "State(0) : state;"),
+    (
+        "drop the barrier before h leaves",
+        "= state;\n      }\n      __syncthreads();",
+        "= state;\n      }",
+    ),
+    ("drop the barrier after h left", "      });\n      __syncthreads();\n    }\n", "      });\n    }\n"),
+    ("one exchange line for two", "stage.line(n % 2)", "stage.line(0)"),
+    ("use one weight for another", "stage.weight[2][at], previous[1]", "stage.weight[0][at], previous[1]"),
+    ("swap two neighbours", (("previous[1],", "previous[-1],"), ("previous[-1], state", "previous[1], state"))),
+    ("shift a neighbour by one", "previous[-1], state", "previous[0], state"),
+    ("flip the sign of the signal", "previous[0], stage.signal[at]);", "previous[0], -stage.signal[at]);"),
+    ("never restart", "t > 0 && t % scan.chunk == 0 ? State(0) : state;", "state;"),
+    ("restart a line early", "t > 0 && t % scan.chunk == 0 ?", "t > 0 && (t + 1) % scan.chunk == 0 ?"),
+    ("use the weights of every restart with h0", "|| (t == 0 && h0);", "|| h0;"),
+    ("forget the first line's weights", "t % scan.chunk != 0 || (t == 0 && h0);", "t % scan.chunk != 0;"),
+    ("forget h0", "if (inside && t0 == 0 && h0) state =", "if (inside && t0 == 0 && h0 && false) state ="),
+    ("forget the line before a tile", "if (inside && t0 > 0) state =", "if (inside && t0 > LINES) state ="),
+    ("overwrite the line before a tile", "lines + (1 - t0 / LINES % 2)", "lines + (t0 / LINES % 2)"),
+    ("forget λ", "if (lam) value *=", "if (lam && false) value *="),
+    ("skip h_last", "if (ends && h_last)", "if (ends && h_last && false)"),
+    ("let rows outside the image live", "if (!inside) state = 0;", ""),
+    ("shift h by a row", "geometry.h.pixel(t0 + n, band.first + r)", "geometry.h.pixel(t0 + n, band.first + r + 1)"),
+    ("wrong group", "c / scan.channels_per_group", "c % scan.channels_per_group"),
+    ("workspaces overlap", "blockIdx.x * 2 * scan.width", "blockIdx.x * scan.width"),
+    ("write lines past the end", "if (n < count && band.owns", "if (band.owns"),
+)
+
+ALL += _mutants(
+    "line_scan_adjoint.cu",
+    (
+        "drop the barrier after staging",
+        "      __syncthreads();\n\n      for (int n = count - 1;",
+        "      for (int n = count - 1;",
+    ),
+    ("drop the barrier between lines", "* value;\n        __syncthreads();", "* value;"),
+    ("drop the barrier before g leaves", "= carry;\n      }\n      __syncthreads();", "= carry;\n      }"),
+    ("drop the barrier after g left", "      });\n      __syncthreads();\n    }\n", "      });\n    }\n"),
+    ("one exchange line up for two", "stage.line(n % 2)", "stage.line(0)"),
+    ("one exchange line down for two", "stage.line(2 + n % 2)", "stage.line(2)"),
+    ("use one weight for another", "*up = stage.weight[0][at]", "*up = stage.weight[2][at]"),
+    ("not transposed", "up[1] + down[-1]", "up[-1] + down[1]"),
+    ("flip the sign of the carry", "stage.signal[at] + carry", "stage.signal[at] - carry"),
+    ("NaN crosses a restart", "if (t > 0 && t % scan.chunk == 0) carry = 0;", ""),
+    ("restart a line early", "if (t > 0 && t % scan.chunk", "if (t > 0 && (t + 1) % scan.chunk"),
+    ("use weights that restart", "return t % scan.chunk != 0 || (t == 0 && dh0);", "return true;"),
+    ("forget dh_last", "if (inside && starts && dh_last)", "if (inside && starts && dh_last && false)"),
+    ("forget the line after a tile", "if (inside && !starts)", "if (inside && tile < tiles - 2)"),
+    ("overwrite the line after a tile", "lines + (1 - tile % 2)", "lines + (tile % 2)"),
+    ("skip dh0", "if (tile == 0 && dh0)", "if (tile == 0 && dh0 && false)"),
+    ("skip a tile's first line", "n >= 0; --n", "n > 0; --n"),
+    ("shift g by a line", "geometry.g.pixel(t0 + n, band.first + r)", "geometry.g.pixel(t0 + n - 1, band.first + r)"),
+    ("let rows outside the image live", "inside ? stage.signal[at] + carry : State(0)", "stage.signal[at] + carry"),
+)
+
+ALL += _mutants(
+    "line_scan_gradients.cu",
+    ("forget the border above", "{!restarts && i > 0,", "{!restarts,"),
+    ("forget the border below", "!restarts && i + 1 < scan.width}", "!restarts}"),
+    ("swap two neighbours", "neighbour = i + tap - 1;", "neighbour = i + 1 - tap;"),
+    ("shift h by a line", "geometry.h.pixel(t - 1, neighbour)", "geometry.h.pixel(t, neighbour)"),
+    ("never restart", "t % scan.chunk == 0 && !(t == 0 && h0);", "t == 0 && !h0;"),
+    ("forget h0", "t % scan.chunk == 0 && !(t == 0 && h0);", "t % scan.chunk == 0;"),
+    ("one pixel too many", "if (index >= scan.batch", "if (index > scan.batch"),
+    ("only the last channel", "multiply_add(value, previous, sum[tap])", "value * previous"),
+    ("one channel twice", "group * scan.channels_per_group + k;", "group * scan.channels_per_group + k / 2 * 2;"),
+    ("forget λ", "narrow<SCALAR>(scale * value)", "narrow<SCALAR>(value)"),
+    ("flip the sign of dλ", "narrow<SCALAR>(signal * value)", "narrow<SCALAR>(-signal * value)"),
+    ("swap two weights", "out[tap * geometry.dweight.tap]", "out[(2 - tap) * geometry.dweight.tap]"),
+    (
+        "wrong group",
+        "const long long b = slice / groups, group = slice % groups;",
+        "const long long b = slice / groups, group = slice % groups / 2;",
+    ),
+)
+
+ALL += _mutants(
+    "merge.cu",
+    ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
+    ("forget u", "widen(u[place.in(geometry.u)]) * hidden", "hidden"),
+    ("forget m", "m ? widen(*m) : State(1)", "State(1)"),
+    ("flip the sign of the sum so far", "modulated, before[", "modulated, -before["),
+    ("keep the sum instead of h", "narrow<SCALAR>(hidden)", "narrow<SCALAR>(value)"),
+    ("the layout of another array", "sum[place.in(geometry.sum)]", "sum[place.in(geometry.h)]"),
+    ("forget the sum so far", "before ? multiply_add", "before && false ? multiply_add"),
+)
+
+ALL += _mutants(
+    "merge_gradient.cu",
+    ("drop the barrier", "    __syncthreads();\n", ""),
+    ("one thread too many", "if (threadIdx.x < half)", "if (threadIdx.x <= half)"),
+    ("one pair too few", "half > 0; half /= 2", "half > 1; half /= 2"),
+    ("shift a partner by one", "sums[threadIdx.x + half];", "sums[threadIdx.x + half - 1];"),
+    ("skip pixels", "number += geometry.partials * THREADS", "number += (geometry.partials + 1) * THREADS"),
+    ("skip partial sums", "block += THREADS)", "block += 2 * THREADS)"),
+    ("another thread's sum", "if (threadIdx.x == 0) partials", "if (threadIdx.x == 1) partials"),
+    ("all threads write the result", "if (threadIdx.x == 0) *dm", "*dm"),
+    ("forget u", "u ? widen(u[place.in(geometry.u)]) : State(1)", "State(1)"),
+    ("flip a sign", "const double product = widen", "const double product = -widen"),
+    ("one pixel too many", "number < pixels;", "number <= pixels;"),
+)
+
+ALL += _mutants(
+    "stable_weights.cuh",
+    ("a limit of -41", "LOWEST = -40;", "LOWEST = -41;"),
+    ("NaN is limited", "return z < LOWEST ? LOWEST : z;", "return z > LOWEST ? z : LOWEST;"),
+    ("forget the border above", "inside{place.i > 0, true,", "inside{true, true,"),
+    ("forget the border below", "place.i + 1 < scan.width}", "true}"),
+    ("shift the border below by one", "place.i + 1 < scan.width}", "place.i + 2 < scan.width}"),
+    ("ignore a logit in the largest", "if (inside[2] && logit[2] > largest) largest = logit[2];", ""),
+    ("let an outside logit be the largest", "if (inside[0] && logit[0] > largest)", "if (logit[0] > largest)"),
+    ("wrong slope", "return decay / (1 + decay);", "return 1 / (1 + decay);"),
+    (
+        "flip the limit's side",
+        "bool beyond(State z) { return z < LOWEST; }",
+        "bool beyond(State z) { return z > LOWEST; }",
+    ),
+    ("forget to divide by the sum", "weight[k] / sum : State(0)", "weight[k] : State(0)"),
+    ("sum over neighbours outside", "sum += weight[k];", "sum += inside[k] ? weight[k] : State(1);"),
+    ("exp overflows", "exponential(z - largest)", "exponential(z)"),
+    ("Softmax with a slope", "slope(State) { return 1; }", "slope(State) { return 2; }"),
+    (
+        "flip the sign of a logit",
+        "1 / (1 + exponential(-limited(z)))",
+        "1 / (1 + exponential(limited(z)))",
+    ),
+)
+
+ALL += _mutants(
+    "normalize.cu",
+    ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
+    ("swap two weights", "weight[k * geometry.weight.tap]", "weight[(2 - k) * geometry.weight.tap]"),
+    ("the layout of another array", "weight += place.in(geometry.weight);", "weight += place.in(geometry.logits);"),
+    ("forget a weight", "for (int k = 0; k < 3; ++k) weight", "for (int k = 0; k < 2; ++k) weight"),
+)
+
+ALL += _mutants(
+    "normalize_backward.cu",
+    ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
+    ("flip the sign of the mean", "(gradient[k] - mean)", "(gradient[k] + mean)"),
+    ("forget the slope", "- mean) * slope;", "- mean);"),
+    (
+        "gradient beyond the limit",
+        "neighbours.inside[k] && !METHOD::beyond(neighbours.logit[k]);",
+        "neighbours.inside[k];",
+    ),
+    (
+        "look at gradients outside",
+        "neighbours.inside[k] ? widen(dweight[k * geometry.dweight.tap]) : State(0);",
+        "widen(dweight[k * geometry.dweight.tap]);",
+    ),
+    ("the layout of another array", "dlogits[k * geometry.dlogits.tap]", "dlogits[k * geometry.dweight.tap]"),
+    (
+        "only the last neighbour's mean",
+        "multiply_add(neighbours.weight[k], gradient[k], mean)",
+        "neighbours.weight[k] * gradient[k]",
+    ),
+    ("write outside neighbours' gradients", "reached ? value : State(0)", "value"),
+)
+
+ALL += _mutants(
+    "tile_ring.cuh",
+    ("rows not dealt out", "row % ROWS * (BLOCK_ROWS / ROWS) + row / ROWS", "row"),
+    ("reversed lines shifted by one", "(SLOT_VECTORS - n) * VECTOR - 1", "(SLOT_VECTORS - n) * VECTOR"),
+    ("lines shifted by one", "ALONG ? n * VECTOR : n;", "ALONG ? n * VECTOR + 1 : n + 1;"),
+    ("one stage too few", "tile % STAGES * STAGE_VECTORS;", "tile % (STAGES - 1) * STAGE_VECTORS;"),
+    ("h over the weights", "stage_of(ring, tile) + 3 * ARRAY_VECTORS :", "stage_of(ring, tile) + 2 * ARRAY_VECTORS :"),
+    ("one place for two tiles of h", "tile % 2 * OUT_VECTORS;", "0;"),
+    ("h over x that is still read", "OVER_X = WARPS == 1;", "OVER_X = true;"),
+    ("copy rows that do not exist", "is && addresses.x[slot] >= 0;", "is;"),
+    ("copy lines past the end", "line[k] < left ? 16 : 0;", "16;"),
+    ("swap two weights", "from + tap * geometry.weight.tap,", "from + (2 - tap) * geometry.weight.tap,"),
+    ("one channel for all", "c * geometry.x.channel + x[k]", "x[k]"),
+    ("λ over x", "target + (3 + BLOCK_CHANNELS + c) * ARRAY_VECTORS", "target + (3 + c) * ARRAY_VECTORS"),
+    ("write rows of others", "if (h[k] < 0 || line[k] >= left) continue;", "if (line[k] >= left) continue;"),
+    ("write lines past the end", "if (h[k] < 0 || line[k] >= left) continue;", "if (h[k] < 0) continue;"),
+    (
+        "leave a vector uncopied",
+        "const bool is = ARRAY_VECTORS % (32 * COPIERS) == 0 || which < ARRAY_VECTORS;",
+        "const bool is = which < ARRAY_VECTORS - 1;",
+    ),
+    (
+        "a tile's lines shifted by a tile",
+        "const long long lines = tile * LINES;",
+        "const long long lines = (tile > 0 ? tile - 1 : 0) * LINES;",
+    ),
+    ("h of one channel for all", "out[place_in_array[k] + c * ARRAY_VECTORS]", "out[place_in_array[k]]"),
+)
+
+ALL += _mutants(
+    "tile_scan.cuh",
+    (
+        "swap up and down shuffles",
+        (
+            ("__shfl_up_sync(0xffffffffu, h[ROWS - 1], 1)", "__shfl_down_sync(0xffffffffu, h[ROWS - 1], 1)"),
+            ("__shfl_down_sync(0xffffffffu, h[0], 1)", "__shfl_up_sync(0xffffffffu, h[0], 1)"),
+        ),
+    ),
+    ("shuffle from two lanes away", "h[ROWS - 1], 1)", "h[ROWS - 1], 2)"),
+    ("shuffle the wrong row", "h[0], 1)", "h[ROWS - 1], 1)"),
+    ("forget the border below", "if (!last || has_below)", "if (true)"),
+    ("forget the border above", "if (!first || has_above)", "if (true)"),
+    ("never restart", "if (!restarts) {", "if (true) {"),
+    ("forget λ", "if (HAS_LAM) line[r] *=", "if (false) line[r] *="),
+    ("use one weight for another", "value(group.taps[2], r), last ?", "value(group.taps[0], r), last ?"),
+    ("shift a neighbour by one", "above : h[r - !first]", "above : h[r]"),
+    (
+        "flip a sign",
+        "multiply_add(value(group.taps[1], r), h[r], line[r])",
+        "multiply_add(value(group.taps[1], r), -h[r], line[r])",
+    ),
+    ("reversed lines in order", "REVERSED ? VECTOR - 1 - m :", "REVERSED ? m :"),
+    ("reversed vectors in order", "REVERSED ? SLOT_VECTORS - 1 - n0 / VECTOR :", "REVERSED ? n0 / VECTOR :"),
+    ("round the state", "state[c][r] = line[r];", "state[c][r] = widen(narrow<SCALAR>(line[r]));"),
+    ("leave rows of others", "Vector* out, int n0) const {\n    if (!keeps) return;", "Vector* out, int n0) const {"),
+    ("write rows of others", "int n0, int count) const {\n    if (!keeps) return;", "int n0, int count) const {"),
+    ("write a line past the end", "if (n0 + m >= count) continue;", "if (n0 + m > count) continue;"),
+    ("restart once a tile", "if (restarts) restart += chunk;", ""),
+    ("scan past the end", "if (WHOLE || n0 + m < count) advance", "advance"),
+    ("x of another set of channels", "from[(3 + set * CHANNELS + c) * ARRAY_VECTORS]", "from[(3 + c) * ARRAY_VECTORS]"),
+    ("λ of another set of channels", "from[(3 + BLOCK_CHANNELS + set * CHANNELS + c)", "from[(3 + BLOCK_CHANNELS + c)"),
+    ("read a group twice", "read(next, stage, n0 + GROUP)", "read(next, stage, n0)"),
+    ("stay with the first group", "if (WHOLE && n0 + GROUP < LINES) group = next;", ""),
+)
+
+ALL += _mutants(
+    "line_scan_tiles.cu",
+    ("two boxes instead of three", "constexpr int BOXES = 3;", "constexpr int BOXES = 2;"),
+    ("one box instead of three", "constexpr int BOXES = 3;", "constexpr int BOXES = 1;"),
+    ("one box for both sides", "(side * BOXES + exchange % BOXES)", "(exchange % BOXES)"),
+    ("one box for all channels", "* BLOCK_CHANNELS + channel) * HALO;", "* BLOCK_CHANNELS) * HALO;"),
+    (
+        "seal with the wrong number",
+        "static_cast<unsigned long long>(exchange) << 32",
+        "static_cast<unsigned long long>(exchange + 1) << 32",
+    ),
+    ("drop the first cluster barrier", "    cluster_sync();\n    if (band > 0)", "    if (band > 0)"),
+    ("drop the last cluster barrier", "  if (CLUSTER > 1) cluster_sync();", ""),
+    ("leave mailboxes uncleared", "for (int k = threadIdx.x; k < BOX_WORDS; k += THREADS) mail[k] = 0;", ""),
+    ("write to one's own cluster mailbox", "in_block_of_cluster(mail, band - 1)", "in_block_of_cluster(mail, band)"),
+    ("write to the wrong neighbour", "mail_above = mail - BOX_WORDS;", "mail_above = mail + BOX_WORDS;"),
+    ("write to the wrong side", "publish(mailbox(mail_above, 1,", "publish(mailbox(mail_above, 0,"),
+    ("write edges upside down", "channel) + HALO - 1 - from_bottom", "channel) + from_bottom"),
+    ("write edges shifted by one", "exchanges, channel) + from_top,", "exchanges, channel) + (from_top + 1) % HALO,"),
+    ("read the wrong side", "await_tag(mailbox(mail, 0,", "await_tag(mailbox(mail, 1,"),
+    (
+        "read edges shifted by one",
+        "channel) + beyond + r, exchanges)",
+        "channel) + (beyond + r + 1) % HALO, exchanges)",
+    ),
+    (
+        "do not wait for the word",
+        "opened(await_tag(mailbox(mail, 0, exchanges, channel) + row0 + r, exchanges))",
+        "opened(mailbox(mail, 0, exchanges, channel)[row0 + r])",
+    ),
+    ("forget the border above", "row_of(row0) > 0;", "row_of(row0) >= 0;"),
+    ("forget the border below", "row_of(row0) + ROWS < width;", "row_of(row0) + ROWS <= width;"),
+    ("keep a lane too few", "lane >= HALO / ROWS &&", "lane > HALO / ROWS &&"),
+    ("keep a lane of the halo", "lane < 32 - HALO / ROWS));", "lane <= 32 - HALO / ROWS));"),
+    ("own rows of the next band", "(row >= HALO && row < HALO + band_rows)", "(row >= HALO)"),
+    ("read rows outside the image", "row_of(row) >= 0 && row_of(row) < width &&", "row_of(row) >= 0 &&"),
+    ("rows beyond the halo exist", " && row < band_rows + 2 * HALO;", ";"),
+    (
+        "slices beyond the last exist",
+        "row < units_of_block * width && unit_of(row) < units;",
+        "row < units_of_block * width;",
+    ),
+    ("bands without a halo", "band * band_rows - HALO + row : row % width", "band * band_rows + row : row % width"),
+    ("slices of a block are one", "HALO ? unit0 : unit0 + row / width", "unit0"),
+    ("wrong group", "group = c / per_group;", "group = c % per_group;"),
+    ("drop the barrier after the addresses", "    block_sync();\n\n    if (!scans) {", "    if (!scans) {"),
+    ("drop the barrier after a unit", "    block_sync();  // everyone", "    // everyone"),
+    ("skip units", "unit0 += static_cast<int>(gridDim.x)", "unit0 += 2 * static_cast<int>(gridDim.x)"),
+    (
+        "drop the wait for a tile",
+        "load(tile + STAGES - 1);\n        copy_async_wait<STAGES - 2>();",
+        "load(tile + STAGES - 1);\n        copy_async_wait<STAGES - 1>();",
+    ),
+    (
+        "drop the wait for the first tile",
+        "load(tile);\n      copy_async_wait<STAGES - 2>();",
+        "load(tile);\n      copy_async_wait<STAGES - 1>();",
+    ),
+    ("drop the barrier of the copying warps", "STAGES - 2>();\n        block_sync();", "STAGES - 2>();"),
+    (
+        "drop the barrier of a tile on both sides",
+        (
+            ("STAGES - 2>();\n        block_sync();", "STAGES - 2>();"),
+            ("        block_sync();\n        if (exchange) {", "        if (exchange) {"),
+        ),
+    ),
+    ("load a tile too far ahead", "load(tile + STAGES - 1);", "load(tile + STAGES);"),
+    (
+        "load over h that has not left",
+        (
+            (
+                "if (ALONG && tile > 0) store(tile - 1);\n        load(tile + STAGES - 1);",
+                "load(tile + STAGES - 1);\n        if (ALONG && tile > 0) store(tile - 1);",
+            ),
+        ),
+    ),
+    ("skip the last tile of h", "if (ALONG && tiles > 0) store(tiles - 1);", ""),
+    ("one restart a tile", "while (restart < (tile + 1) * LINES)", "if (restart < (tile + 1) * LINES)"),
+    ("miss a restart on a tile's last line", "&& restart_in >= LINES) {", "&& restart_in >= LINES - 1) {"),
+    ("treat a partial tile as whole", "if (left >= LINES && restart_in", "if (restart_in"),
+    ("use the first line's weights without h0", "restart = h0 ? scan.chunk : 0;", "restart = scan.chunk;"),
+    ("ignore h0", "restart = h0 ? scan.chunk : 0;", "restart = 0;"),
+    ("h0 shifted by a row", "row_of(row0) + r)] : State(0);", "row_of(row0))] : State(0);"),
+    ("skip h_last", "if (h_last && keeps) {", "if (h_last && keeps && false) {"),
+    ("h_last of the halo too", "if (h_last && keeps) {", "if (h_last && exists(row0)) {"),
+    (
+        "one set of edges for two exchanges",
+        (
+            ("row0 + r] = state[c][r];", "row0 + r - exchanges % 2 * BLOCK_CHANNELS * BLOCK_ROWS] = state[c][r];"),
+            ("state[c][r] = edges[(exchanges % 2 * BLOCK_CHANNELS + channel)", "state[c][r] = edges[(channel)"),
+        ),
+    ),
+    ("exchange a tile late", "(tile + 1) * LINES % (HALO", "tile * LINES % (HALO"),
+    (
+        "exchange nothing between warps",
+        "if (!keeps && exists(row0)) {",
+        "if (!keeps && exists(row0) && (row0 < HALO || row0 >= HALO + band_rows)) {",
+    ),
+    ("h shifted by a line per tile", "to += LINES * geometry.h.line", "to += (LINES - 1) * geometry.h.line"),
+    ("drop the warp's meeting after an exchange", "          __syncwarp();\n", ""),
+    ("two threads' rows overlap", "WARP_STEP + lane * ROWS;", "WARP_ROWS + lane * ROWS;"),
+)

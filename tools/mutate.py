@@ -1,0 +1,235 @@
+"""Break the kernels on purpose, one mistake at a time, and see that the tests notice.
+
+    python -m tools.mutate [--only WORD …] [--processes 2] [--report docs/mutation_report.md]
+
+A mutant is a copy of the checkout in which one place under cuda/ is wrong: tools/mutants.py. The tests that its file's
+SELECTIONS name run on it through the emulator; where they all pass, WIDER ones follow. It is caught when a test fails.
+The command fails if fewer than 95 % are caught, if a mutant survives without an explanation, or if one no longer finds
+its place in the sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from tools.mutants import ALL, Mutant
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("cuda", "gspn2_cupy", "tests", "tools", "pyproject.toml")
+SECONDS = 240  # a mutant that takes longer hangs
+LEAST = 0.95
+
+FORWARD = ("tests/test_line_scan.py", "tests/test_pieces.py")
+BACKWARD = ("tests/test_line_scan_backward.py", "tests/test_pieces.py")
+TILES = ("tests/test_tiles.py", "tests/test_aligned_images.py", "tests/test_pieces.py")
+WEIGHTS, UNIT = ("tests/test_normalize.py",), ("tests/test_propagate.py",)
+EVERY = ("tests/test_line_scan.py", "tests/test_line_scan_backward.py", *WEIGHTS, *UNIT)
+SELECTIONS = {
+    "geometry.cuh": EVERY,
+    "state.cuh": EVERY,
+    "scan_tile.cuh": (*FORWARD, "tests/test_line_scan_backward.py"),
+    "line_scan_forward.cu": FORWARD,
+    "line_scan_adjoint.cu": BACKWARD,
+    "line_scan_gradients.cu": BACKWARD,
+    "merge.cu": UNIT,
+    "merge_gradient.cu": UNIT,
+    "stable_weights.cuh": WEIGHTS,
+    "normalize.cu": WEIGHTS,
+    "normalize_backward.cu": WEIGHTS,
+    "tile_ring.cuh": TILES,
+    "tile_scan.cuh": TILES,
+    "line_scan_tiles.cu": TILES,
+}
+WIDER = ("tests/test_properties.py", "tests/test_large_line.py", "tests/test_affinity.py", "tests/test_line_scan.py")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests made of a mutant."""
+
+    caught: bool
+    how: str  # the test that failed and its error; empty for a survivor
+
+
+class DoesNotBuildError(RuntimeError):
+    """A mutant that g++ refuses proves nothing."""
+
+
+# --- one mutant -------------------------------------------------------------------------------------------------------
+
+
+class Workshop:
+    """A copy of the checkout in which mutants are made, one after the other."""
+
+    def __init__(self, snapshot: Path, folder: Path):
+        self.folder, self.cache = folder, folder / "emulator-cache"
+        self.sources = snapshot / "cuda"
+        shutil.copytree(snapshot, folder)
+        self.cache.mkdir()
+
+    def run(self, tests: Sequence[str]) -> Outcome:
+        """Run the emulated tests of some files."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "emul", "-p", "no:cacheprovider", *tests]
+        environment = {**os.environ, "GSPN2_EMULATOR_CACHE": str(self.cache), "COLUMNS": "400"}  # whole error lines
+        try:
+            done = subprocess.run(
+                command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return Outcome(True, f"hangs: no end after {SECONDS} s")
+        if "KernelBuildError" in done.stdout:
+            raise DoesNotBuildError(done.stdout[-4000:])
+        if done.returncode == 0:
+            return Outcome(False, "")
+        if done.returncode < 0:
+            return Outcome(True, f"crashes by signal {-done.returncode}")
+        if done.returncode != 1:
+            raise RuntimeError(f"pytest ends with {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+        return Outcome(True, first_failure(done.stdout))
+
+    def try_out(self, mutant: Mutant) -> Outcome:
+        """Make a mutant, test it, and undo it."""
+        path = self.folder / "cuda" / mutant.file
+        path.write_text(mutant.applied((self.sources / mutant.file).read_text()))
+        try:
+            outcome = self.run(SELECTIONS[mutant.file])
+            if not outcome.caught and not mutant.harmless:
+                outcome = self.run([name for name in WIDER if name not in SELECTIONS[mutant.file]])
+            return outcome
+        finally:
+            shutil.copy(self.sources / mutant.file, path)
+            for built in self.cache.glob("*.so"):
+                if not built.name.startswith("runtime-"):
+                    built.unlink()
+
+
+def first_failure(output: str) -> str:
+    """Return the test and the error of pytest's first FAILED line."""
+    found = re.search(r"^(?:FAILED|ERROR) \S*?(\w+)\.py::(\w+).*?(?: - (.*))?$", output, re.MULTILINE)
+    if found is None:
+        return output.strip().splitlines()[-1]
+    error = re.match(r"[\w.]*?(\w+)(?=:|$)", found[3] or "")
+    return f"`{found[2]}`" + (f": {error[1]}" if error else "")
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def take_snapshot(target: Path) -> None:
+    """Copy what the tests need, as it is now."""
+    target.mkdir()
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+        else:
+            shutil.copy(ROOT / name, target)
+
+
+def commit() -> str:
+    """Name the state of the checkout."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(["git", "status", "--short", "--", *COPIED], cwd=ROOT, capture_output=True, text=True)
+    return (head.stdout.strip() or "unknown") + (" with uncommitted changes" if changed.stdout.strip() else "")
+
+
+def examine(chosen: Sequence[Mutant], processes: int) -> dict[Mutant, Outcome]:
+    """Try all mutants out, after the unbroken sources have passed."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        snapshot = Path(folder, "snapshot")
+        take_snapshot(snapshot)
+        lost = [why for mutant in chosen if (why := mutant.lost_in((snapshot / "cuda" / mutant.file).read_text()))]
+        if lost:
+            raise SystemExit("The sources have changed; tools/mutants.py must follow:\n" + "\n".join(lost))
+        workshops: SimpleQueue[Workshop] = SimpleQueue()
+        for k in range(processes):
+            workshops.put(Workshop(snapshot, Path(folder, f"workshop-{k}")))
+
+        def with_workshop(task):
+            workshop = workshops.get()
+            try:
+                return task(workshop)
+            finally:
+                workshops.put(workshop)
+
+        def check(tests: tuple[str, ...]) -> None:
+            outcome = with_workshop(lambda workshop: workshop.run(tests))
+            if outcome.caught:
+                raise SystemExit(f"The tests must pass on the unbroken sources; {' '.join(tests)}: {outcome.how}")
+
+        def test(mutant: Mutant) -> Outcome:
+            try:
+                outcome = with_workshop(lambda workshop: workshop.try_out(mutant))
+            except DoesNotBuildError as error:
+                raise SystemExit(f"{mutant.file}: {mutant.name} does not build\n{error}") from None
+            told = f"caught    {outcome.how}" if outcome.caught else "SURVIVED"
+            print(f"{mutant.file:24} {mutant.name:60} {told}", flush=True)
+            return outcome
+
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(check, sorted({SELECTIONS[mutant.file] for mutant in chosen} | {WIDER})))
+            return dict(zip(chosen, pool.map(test, chosen), strict=True))
+
+
+def report(outcomes: dict[Mutant, Outcome], command: str) -> str:
+    """Return the outcomes as a page."""
+    caught = sum(outcome.caught for outcome in outcomes.values())
+    lines = [
+        "# Mutation report",
+        "",
+        f"`{command}` at commit {commit()}, {datetime.date.today().isoformat()}: "
+        f"{caught} of {len(outcomes)} mutants caught ({caught / len(outcomes):.1%}).",
+        "",
+        "Each mutant is one mistake made on purpose in a file under `cuda/` (`tools/mutants.py`). It is caught when a",
+        "test of the operator, run through the emulator with its fault detector on, fails. The error tells how: an",
+        "exception of the detector, or `AssertionError` for a wrong result. The PTX in `primitives.cuh` is not run by",
+        "the emulator and so not mutated.",
+        "",
+        "| file | mutants | caught |",
+        "|---|---|---|",
+    ]
+    for file in SELECTIONS:
+        of_file = [outcome.caught for mutant, outcome in outcomes.items() if mutant.file == file]
+        if of_file:
+            lines.append(f"| `{file}` | {len(of_file)} | {sum(of_file)} |")
+    survivors = [mutant for mutant, outcome in outcomes.items() if not outcome.caught]
+    lines += ["", "## Survivors", ""]
+    lines += [f"- `{m.file}`, {m.name}: {m.harmless or '**not explained**'}" for m in survivors] or ["None."]
+    lines += ["", "## Caught", "", "| file | mistake | first test that fails |", "|---|---|---|"]
+    lines += [f"| `{m.file}` | {m.name} | {outcome.how} |" for m, outcome in outcomes.items() if outcome.caught]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Try the mutants out, write the report, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="only mutants whose file or name holds one of these words")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--report", type=Path, help="write the outcomes there")
+    options = parser.parse_args()
+    chosen = [m for m in ALL if not options.only or any(word in f"{m.file} {m.name}" for word in options.only)]
+    outcomes = examine(chosen, options.processes)
+    if options.report:
+        options.report.write_text(report(outcomes, "python -m tools.mutate"))
+    caught = sum(outcome.caught for outcome in outcomes.values())
+    open_questions = [m for m, outcome in outcomes.items() if outcome.caught == bool(m.harmless)]
+    print(f"\n{caught} of {len(outcomes)} caught")
+    for mutant in open_questions:
+        what = "is explained as harmless, and caught" if mutant.harmless else "survives without an explanation"
+        print(f"{mutant.file}: {mutant.name} {what}")
+    return 1 if open_questions or caught < LEAST * len(outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
