@@ -10,7 +10,7 @@
 
 using namespace gspn2;
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     line_scan_gradients(const State* g,     // [B, C, T, I]
                         const SCALAR* x,    // [B, C, T, I]
                         const SCALAR* lam,  // [B, C, T, I] or null: 1

@@ -81,17 +81,17 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   const int bands_of_slice = static_cast<int>(bands.count), units_of_block = static_cast<int>(bands.units);
   unsigned exchanges = 0;
 
-  unsigned long long *mail_above = nullptr, *mail_below = nullptr;
+  unsigned long long *mail_above = nullptr, *mail_below = nullptr;  // the neighbours' boxes, where there are neighbours
   if (CLUSTER > 1) {
     mail = reinterpret_cast<unsigned long long*>(edges + (WARPS > 1 ? 2 * BLOCK_CHANNELS * BLOCK_ROWS : 0));
     for (int k = threadIdx.x; k < BOX_WORDS; k += THREADS) mail[k] = 0;
     cluster_sync();
     if (band > 0) mail_above = in_block_of_cluster(mail, band - 1);
-    if (band + 1 < bands.count) mail_below = in_block_of_cluster(mail, band + 1);
-  } else if (HALO) {
+    if (band + 1 < bands_of_slice) mail_below = in_block_of_cluster(mail, band + 1);
+  } else if (bands_of_slice > 1) {
     mail += static_cast<long long>(blockIdx.x) * BOX_WORDS;
-    mail_above = mail - BOX_WORDS;
-    mail_below = mail + BOX_WORDS;
+    if (band > 0) mail_above = mail - BOX_WORDS;
+    if (band + 1 < bands_of_slice) mail_below = mail + BOX_WORDS;
   }
 
   for (int unit0 = static_cast<int>(blockIdx.x) / bands_of_slice * units_of_block; unit0 < units;

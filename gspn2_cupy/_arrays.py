@@ -276,7 +276,8 @@ def _restore_jax(array: Array, like: Any) -> Any:
 
     with array.device:  # whose current stream CuPy records
         is_bfloat16 = _is_bfloat16(array)
-        copied = jax.numpy.from_dlpack(array.view(np.uint16) if is_bfloat16 else array, copy=True)
+        lent = jax.numpy.from_dlpack(array.view(np.uint16) if is_bfloat16 else array)
+        copied = jax.numpy.array(lent, copy=True)  # from_dlpack's own copy=True is unknown to JAX's CUDA plugin
         cupy.from_dlpack(copied)  # CuPy's stream waits for the copy, before its memory is used again
     return jax.lax.bitcast_convert_type(copied, jax.numpy.bfloat16) if is_bfloat16 else copied
 

@@ -67,7 +67,8 @@ def tiles_plan(
     if shared > limits.shared_bytes_per_block:
         return None
     blocks = min(limits.shared_bytes_per_multiprocessor // (shared + 1024), 65536 // (registers * threads), 16)
-    blocks = max(blocks, 1)
+    if blocks == 0:
+        return None
     if tiles.halo:
         count = -(-width // (block_rows - 2 * tiles.halo)) if tiles.cluster == 1 else tiles.cluster
         if -(-width // count) > block_rows - 2 * tiles.halo:
@@ -215,8 +216,9 @@ def _bands(limits: DeviceLimits, along: bool, across: int, vector: int, slices: 
             shapes.append(Tiles(rows, 1, 1, _warps(-(-across // 8), rows, lines), 4, lines, lines, 4, vector, 8))
         shapes += [Tiles(rows, 1, min(sets, 2), warps * 2 // rows, 4, lines, lines, 4, vector) for warps in (4, 2, 1)]
         return shapes
-    cluster = next((size for size in clusters if slices * size >= busy), 8 if clusters else 1)
-    if cluster > 1 and (slices * cluster >= busy or across <= 1024 or vector == 8):
+    enough = next((size for size in clusters if slices * size >= busy), 0)
+    cluster = enough or (8 if clusters and (across <= 1024 or vector == 8) else 1)
+    if cluster > 1 and not (vector == 4 and cluster == enough > 2):  # float32 in larger clusters: bands were faster
         warps = _warps(-(-across // cluster), vector, 32)
         lines, stages = (8, 2) if vector == 8 else (8, 3) if warps <= 3 else (4, 4)
         shapes.append(Tiles(vector, 1, 1, warps, 2 if warps <= 8 else 4, lines, 32, stages, 2, cluster))

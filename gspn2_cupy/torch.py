@@ -39,7 +39,10 @@ def _tensors(**given: Any) -> list[Any]:
             raise TypeError(f"{name} must be a PyTorch tensor; got {type(tensor).__module__}.{type(tensor).__name__}")
     leader = next(iter(given.values()))
     device = leader.device.type
-    if leader.dtype is torch.float64 or not torch.amp.is_autocast_available(device):
+    if leader.dtype is torch.float64 or device not in (
+        "cpu",
+        "cuda",
+    ):  # torch.compile can't trace is_autocast_available
         return [*given.values()]
     if not torch.is_autocast_enabled(device):
         return [*given.values()]
