@@ -1,6 +1,6 @@
 // The few things that plain C++ cannot say, as small functions. Everything else under cuda/ is free of inline PTX and of
 // __CUDA_ARCH__, so that the same sources also run on a CPU: there GSPN2_EMULATED replaces this file's contents by host
-// twins of the same functions (tests/emulator/emulated_primitives.hpp).
+// twins of the same functions (tests/emulator/device/emulated_primitives.hpp).
 #pragma once
 
 #ifdef GSPN2_EMULATED

@@ -214,7 +214,8 @@ def _bands(limits: DeviceLimits, along: bool, across: int, vector: int, slices: 
         lines = 16 if rows == 2 else 8
         if clusters and slices * 8 < busy and across <= 1024:
             shapes.append(Tiles(rows, 1, 1, _warps(-(-across // 8), rows, lines), 4, lines, lines, 4, vector, 8))
-        shapes += [Tiles(rows, 1, min(sets, 2), warps * 2 // rows, 4, lines, lines, 4, vector) for warps in (4, 2, 1)]
+        for warps, depth in ((4, lines), (8, lines), (8, 8), (4, 8), (2, 8), (1, 8)):
+            shapes.append(Tiles(rows, 1, min(sets, 2), warps * 2 // rows, 4, depth, depth, 4, vector))
         return shapes
     enough = next((size for size in clusters if slices * size >= busy), 0)
     cluster = enough or (8 if clusters and (across <= 1024 or vector == 8) else 1)

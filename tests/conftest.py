@@ -69,7 +69,6 @@ NO_GPU = why_no_gpu()
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "gpu: needs a CUDA GPU and CuPy")
     config.addinivalue_line("markers", "functions(*names): the public functions that a test of the operator uses")
 
 
