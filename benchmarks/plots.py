@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -47,30 +48,39 @@ def scores(content: Content, axes: Any) -> bool:
     axes.set_ylim(0, 1.25 * max([1.0, *(r["score"] for records in groups.values() for r in records)]))
     axes.set_ylabel("score: time of an equal-bytes copy / time")
     if groups:
-        axes.legend(fontsize=6, ncols=2)
+        axes.legend(fontsize=7, ncols=2)
     return bool(groups)
 
 
 def times(content: Content, axes: Any) -> bool:
-    """Draw time per channel and image against the image's side, with the floor that memory sets."""
+    """Draw time per pixel against the image's side, with the floors that memory sets."""
     bandwidth = content.get("copy", {}).get("gbps")
-    groups = _by((r for r in _ours(content) if r["operation"] == "forward"), _kind)
-    for i, (kind, records) in enumerate(groups.items()):
-        records = sorted(records, key=lambda r: r["shape"][2])
+    forward = [r for r in _ours(content) if r["operation"] == "forward"]
+    names: dict[float, list[str]] = {}
+    floors: dict[str, list[tuple[float, float]]] = {}
+    for i, (kind, records) in enumerate(_by(forward, _kind).items()):
         sides = [math.sqrt(r["shape"][2] * r["shape"][3]) for r in records]
-        slices = [r["shape"][0] * r["shape"][1] for r in records]
-        median = [r["time"]["median"] / n * 1e6 for r, n in zip(records, slices, strict=True)]
-        axes.plot(sides, median, "o-", color=f"C{i}", label=kind)
-        if bandwidth:
-            floor = [r["bytes"] / bandwidth / 1e3 / n for r, n in zip(records, slices, strict=True)]
-            axes.plot(sides, floor, "--", color=f"C{i}", linewidth=0.8)
+        pixels = [math.prod(r["shape"]) for r in records]
+        median = [r["time"]["median"] / n * 1e12 for r, n in zip(records, pixels, strict=True)]
+        axes.plot(sides, median, "osD^v<>P"[i % 8], color=f"C{i}", alpha=0.8, label=kind)
+        for r, side, n in zip(records, sides, pixels, strict=True):
+            if r["shape_name"] not in names.setdefault(side, []):
+                names[side].append(r["shape_name"])
+            if bandwidth:
+                arrays = f"{ABBREVIATIONS[r['dtype']]} {ABBREVIATIONS[r['weights']]}"
+                floors.setdefault(arrays, []).append((side, r["bytes"] / bandwidth / n * 1e3))
+    for style, (arrays, points) in zip(itertools.cycle(("--", ":", "-.")), floors.items()):
+        label = f"floor, {arrays}: bytes / bandwidth of the large copy"
+        axes.plot(*zip(*sorted(set(points)), strict=True), style, color="black", linewidth=0.8, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlabel("side of the image, pixels")
-    axes.set_ylabel("µs per channel and image (dashed: bytes / bandwidth of the large copy)")
-    if groups:
+    axes.set_xticks(list(names), [f"{side:g}\n" + "\n".join(names[side]) for side in names], fontsize=7)
+    axes.set_xlabel("side of the image, pixels, and the name of the shape")
+    axes.set_ylabel("time / (B·C·H·W), ps per pixel of a channel")
+    if forward:
+        axes.grid(axis="y", linewidth=0.3)
         axes.legend(fontsize=7)
-    return bool(groups)
+    return bool(forward)
 
 
 def speedups(content: Content, axes: Any) -> bool:
@@ -80,15 +90,17 @@ def speedups(content: Content, axes: Any) -> bool:
     for r in content["cases"]:
         own = ours.get(r["id"].removesuffix(f"-{r['implementation']}"))
         if r["status"] == "ok" and r["implementation"] != "ours" and own is not None:
-            name = f"{r['implementation'].replace('_', ' ')}, {tuple(r['shape'])}, {_kind(r)}"
+            name = f"{r['implementation'].replace('_', ' ')}, {r['shape_name']}\n{_kind(r)}"
             bars.append((name, r["time"]["median"] / own["time"]["median"]))
-    axes.barh([name for name, _ in bars], [ratio for _, ratio in bars])
     for place, (_, ratio) in enumerate(bars):
-        axes.text(ratio, place, f" {ratio:.1f}×", va="center", fontsize=7)
+        axes.barh(place, ratio - 1, left=1, color="C0" if ratio >= 1 else "C3")
+        side = "left" if ratio >= 1 else "right"
+        axes.text(ratio, place, f" {ratio:.3g}× ", va="center", ha=side, fontsize=8)
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
-    axes.tick_params(axis="y", labelsize=6)
-    axes.set_xlabel("time of the baseline / time of ours")
+    axes.margins(x=0.12)
+    axes.set_xlabel("time of the baseline / time of ours (right of the line: ours is faster)")
     return bool(bars)
 
 
@@ -122,7 +134,7 @@ def draw(contents: list[Content], folder: Path) -> list[Path]:
         for name, plot in PLOTS.items():
             figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
             if plot(content, axes):
-                axes.set_title(heading(content).replace("*", "").replace("`", ""), fontsize=7)
+                figure.suptitle(heading(content).replace("*", "").replace("`", ""), fontsize=7)
                 paths.append(folder / f"{device}_{name}.png")
                 figure.savefig(paths[-1], dpi=110)
             plt.close(figure)
