@@ -125,10 +125,12 @@ def _fake_line_scan(
     return_last: bool,
     save_states: bool,
 ) -> list[Tensor]:
+    h = x.new_empty(x.shape)
+    if not return_last:
+        return [h]  # of any shape: a wrong one is reported in the array function's words, when the operator runs
     batch, channels, height, width = x.shape
     line = (batch, channels, height if direction in HORIZONTAL else width)
-    h_last = [x.new_empty(line, dtype=_state_type(x))] if return_last else []
-    return [x.new_empty(x.shape), *h_last]
+    return [h, x.new_empty(line, dtype=_state_type(x))]
 
 
 def _save_line_scan(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

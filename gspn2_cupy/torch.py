@@ -39,12 +39,8 @@ def _tensors(**given: Any) -> list[Any]:
             raise TypeError(f"{name} must be a PyTorch tensor; got {type(tensor).__module__}.{type(tensor).__name__}")
     leader = next(iter(given.values()))
     device = leader.device.type
-    if leader.dtype is torch.float64 or device not in (
-        "cpu",
-        "cuda",
-    ):  # torch.compile can't trace is_autocast_available
-        return [*given.values()]
-    if not torch.is_autocast_enabled(device):
+    has_autocast = device in ("cpu", "cuda")  # PyTorch 2.11's compiler cannot trace torch.amp.is_autocast_available
+    if leader.dtype is torch.float64 or not has_autocast or not torch.is_autocast_enabled(device):
         return [*given.values()]
     dtype = torch.get_autocast_dtype(device)
     return [
@@ -254,7 +250,8 @@ class GateRecurrent2dnoind(torch.nn.Module):
     Notes
     -----
     The three weights are copied once into one array (N, C, 3, H, W), which the kernels take: three reads and three
-    writes of an image. Code that makes its weights as one tensor calls :func:`line_scan` without that copy.
+    writes of an image. The copy is what the backward keeps, not the three. Code that makes its weights as one tensor
+    calls :func:`line_scan` without that copy.
 
     Source: the published module of GSPN (arXiv 2501.12381), equation 1 with a matrix per channel.
     """

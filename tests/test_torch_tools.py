@@ -65,6 +65,18 @@ def test_compiled_is_eager(fresh_compiler, dynamic):
         assert torch.equal(actual, wanted)
 
 
+def test_compiled_reports_wrong_shapes_as_the_array_functions_do(fresh_compiler):
+    def scanned(x, weight):
+        return adapter.line_scan(x, weight, direction="left_to_right")
+
+    compiled = torch.compile(scanned, fullgraph=True, backend="aot_eager")
+    weight = torch.zeros(1, 1, 3, 4, 5)
+    with pytest.raises(ValueError, match=r"^x must have shape \(B, C, H, W\); got \(2, 4, 5\)$"):
+        compiled(torch.zeros(2, 4, 5), weight)
+    with pytest.raises(ValueError, match=r"^weight must have shape \(1, G, 3, 4, 6\)"):
+        compiled(torch.zeros(1, 2, 4, 6), weight)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's own
 def test_compiled_by_inductor_is_eager(fresh_compiler):
     def scanned(x, weight):
@@ -137,6 +149,21 @@ def test_nothing_is_cast_outside_autocast():
     inputs = {name: tensor(array) for name, array in call.arrays.items()}
     with pytest.raises(TypeError, match=r"^weight must be float32 like x; got float16$"):
         adapter.line_scan(inputs["x"], inputs["weight"].half(), **call.options)
+
+
+@every_function
+def test_autocast_of_cuda_tensors(function, monkeypatch):
+    """The rule for CUDA's autocast, on tensors without memory: it needs no GPU."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    call = case(function)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        inputs = {name: torch.empty(array.shape, device="cuda") for name, array in call.arrays.items()}
+        assert getattr(adapter, function)(**inputs, **call.options).dtype is torch.float32
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+        result = getattr(adapter, function)(**inputs, **call.options)
+    assert result.dtype is torch.get_autocast_dtype("cuda")
+    assert result.device.type == "cuda"
 
 
 def test_autocast_compiles(fresh_compiler):
