@@ -1,17 +1,19 @@
 """Break the kernels on purpose, one mistake at a time, and see that the tests notice.
 
-    python -m tools.mutate [--only WORD …] [--processes 2] [--report docs/mutation_report.md]
+    python -m tools.mutate [--only WORD …] [--processes 2] [--report docs/mutation_report.md] [--resume FILE]
 
 A mutant is a copy of the checkout in which one place under cuda/ is wrong: tools/mutants.py. The tests that its file's
 SELECTIONS name run on it through the emulator; where they all pass, WIDER ones follow. It is caught when a test fails.
 The command fails if fewer than 95 % are caught, if a mutant survives without an explanation, or if one no longer finds
-its place in the sources.
+its place in the sources. With --resume outcomes are kept in a file, and those of the same sources are not tried again.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -144,7 +146,34 @@ def commit() -> str:
     return (head.stdout.strip() or "unknown") + (" with uncommitted changes" if changed.stdout.strip() else "")
 
 
-def examine(chosen: Sequence[Mutant], processes: int) -> dict[Mutant, Outcome]:
+class Memory:
+    """The outcomes of earlier runs on the same sources, a line each in a file."""
+
+    def __init__(self, path: Path | None, snapshot: Path):
+        self.path, self.known = path, {}
+        digest = hashlib.sha256()
+        for file in sorted(
+            p for name in ("cuda", "gspn2_cupy", "tests") for p in snapshot.glob(f"{name}/**/*.*") if p.is_file()
+        ):
+            digest.update(str(file.relative_to(snapshot)).encode() + file.read_bytes())
+        self.sources = digest.hexdigest()
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                key, caught, how = json.loads(line)
+                self.known[key] = Outcome(caught, how)
+
+    def key(self, mutant: Mutant) -> str:
+        """Return what an outcome depends on."""
+        return hashlib.sha256(repr((self.sources, mutant.file, mutant.edits)).encode()).hexdigest()
+
+    def keep(self, mutant: Mutant, outcome: Outcome) -> None:
+        """Write an outcome down."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps([self.key(mutant), outcome.caught, outcome.how]) + "\n")
+
+
+def examine(chosen: Sequence[Mutant], processes: int, resume: Path | None = None) -> dict[Mutant, Outcome]:
     """Try all mutants out, after the unbroken sources have passed."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         snapshot = Path(folder, "snapshot")
@@ -152,6 +181,7 @@ def examine(chosen: Sequence[Mutant], processes: int) -> dict[Mutant, Outcome]:
         lost = [why for mutant in chosen if (why := mutant.lost_in((snapshot / "cuda" / mutant.file).read_text()))]
         if lost:
             raise SystemExit("The sources have changed; tools/mutants.py must follow:\n" + "\n".join(lost))
+        memory = Memory(resume, snapshot)
         workshops: SimpleQueue[Workshop] = SimpleQueue()
         for k in range(processes):
             workshops.put(Workshop(snapshot, Path(folder, f"workshop-{k}")))
@@ -169,16 +199,20 @@ def examine(chosen: Sequence[Mutant], processes: int) -> dict[Mutant, Outcome]:
                 raise SystemExit(f"The tests must pass on the unbroken sources; {' '.join(tests)}: {outcome.how}")
 
         def test(mutant: Mutant) -> Outcome:
-            try:
-                outcome = with_workshop(lambda workshop: workshop.try_out(mutant))
-            except DoesNotBuildError as error:
-                raise SystemExit(f"{mutant.file}: {mutant.name} does not build\n{error}") from None
+            outcome = memory.known.get(memory.key(mutant))
+            if outcome is None:
+                try:
+                    outcome = with_workshop(lambda workshop: workshop.try_out(mutant))
+                except DoesNotBuildError as error:
+                    raise SystemExit(f"{mutant.file}: {mutant.name} does not build\n{error}") from None
+                memory.keep(mutant, outcome)
             told = f"caught    {outcome.how}" if outcome.caught else "SURVIVED"
             print(f"{mutant.file:24} {mutant.name:60} {told}", flush=True)
             return outcome
 
         with ThreadPoolExecutor(processes) as pool:
-            list(pool.map(check, sorted({SELECTIONS[mutant.file] for mutant in chosen} | {WIDER})))
+            new = [mutant for mutant in chosen if memory.key(mutant) not in memory.known]
+            list(pool.map(check, sorted({SELECTIONS[mutant.file] for mutant in new} | ({WIDER} if new else set()))))
             return dict(zip(chosen, pool.map(test, chosen), strict=True))
 
 
@@ -217,9 +251,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="only mutants whose file or name holds one of these words")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--report", type=Path, help="write the outcomes there")
+    parser.add_argument("--resume", type=Path, help="keep outcomes there, and do not try those again")
     options = parser.parse_args()
     chosen = [m for m in ALL if not options.only or any(word in f"{m.file} {m.name}" for word in options.only)]
-    outcomes = examine(chosen, options.processes)
+    outcomes = examine(chosen, options.processes, options.resume)
     if options.report:
         options.report.write_text(report(outcomes, "python -m tools.mutate"))
     caught = sum(outcome.caught for outcome in outcomes.values())
