@@ -64,11 +64,13 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   Addresses& addresses = *reinterpret_cast<Addresses*>(ring + RING_VECTORS);
   State* const edges = reinterpret_cast<State*>(&addresses + 1);  // [2][BLOCK_CHANNELS][BLOCK_ROWS]: between warps
 
-  const bool scans = threadIdx.x < SCANNERS;
-  const int lane = threadIdx.x % 32, set = threadIdx.x / 32 % SETS;
-  const int row0 =
-      threadIdx.x / (32 * SETS) * WARP_STEP + lane * ROWS;  // a scanning lane's first row, within the block
-  const int channel0 = set * CHANNELS;                      // and channel
+  // From one lane's mouth, so that the compiler knows that a warp's lanes agree: where it doubts that, it guards every
+  // shuffle and schedules no instruction across it.
+  const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  const bool scans = warp < SCANNERS / 32;
+  const int lane = threadIdx.x % 32, set = warp % SETS;
+  const int row0 = warp / SETS * WARP_STEP + lane * ROWS;  // a scanning lane's first row, within the block
+  const int channel0 = set * CHANNELS;                     // and channel
 
   const int width = static_cast<int>(scan.width);
   const int band = static_cast<int>(blockIdx.x) % static_cast<int>(bands.count),

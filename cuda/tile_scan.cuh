@@ -50,7 +50,7 @@ struct Scanner {
   // takes the place of x.
   __device__ __forceinline__ void advance(Group& group, int m, bool restarts) {
     const auto value = [&](const Vector* vectors, int r) {
-      return widen(vectors[Group::vector(r, m)].value[Group::element(r, m)]);
+      return vectors[Group::vector(r, m)].widened(Group::element(r, m));
     };
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {

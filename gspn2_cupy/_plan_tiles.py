@@ -159,7 +159,7 @@ def _in_vectors(layout: Layout, c_name: str) -> bool:
     steps = [stride for size, stride in zip(layout.shape[:-1], layout.strides[:-1], strict=True) if size > 1]
     return (
         layout.c_name == c_name
-        and layout.aligned
+        and layout.alignment == 16
         and layout.strides[-1] == 1
         and layout.shape[-1] % vector == 0
         and all(step % vector == 0 for step in steps)

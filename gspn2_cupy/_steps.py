@@ -6,6 +6,7 @@ its caller has allocated; None stands for an array that is not there.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,17 @@ def layout(array: Array) -> _plan.Layout:
     """Return what a plan knows of an array."""
     kind = type_of(array)
     strides = tuple(stride // kind.itemsize for stride in array.strides)
-    return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize, address(array) % 16 == 0)
+    return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize, alignment(array))
 
 
 def address(array: Array) -> int:
     """Return where an array's first element lies."""
     return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)
+
+
+def alignment(array: Array) -> int:
+    """Return the bytes, 16 at the most, that an array's address is a multiple of."""
+    return math.gcd(address(array), 16)
 
 
 def optional_layout(array: Array | None) -> _plan.Layout | None:
@@ -42,7 +48,7 @@ def optional_layout(array: Array | None) -> _plan.Layout | None:
 
 def signature(array: Array | None) -> Any:
     """Return what tells the plans of arrays apart, quicker to compare than layouts."""
-    return None if array is None else (array.shape, array.strides, array.dtype, address(array) % 16 == 0)
+    return None if array is None else (array.shape, array.strides, array.dtype, address(array) & 15)
 
 
 PLANS_KEPT = 4096
