@@ -21,6 +21,11 @@ __device__ __forceinline__ void block_sync() {
   asm volatile("barrier.sync 0;" ::: "memory");
 }
 
+// Wait for `threads` threads of the block, whole warps, that all name the same barrier (1 to 15).
+__device__ __forceinline__ void group_sync(int barrier, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // --- asynchronous copies from global to shared memory (sm_80) ---------------------------------------------------------
 
 // Start copying 16 bytes, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0. The 256 bytes

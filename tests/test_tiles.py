@@ -12,49 +12,58 @@ from gspn2_cupy.reference import HORIZONTAL
 
 FLOAT32, FLOAT16, BFLOAT16 = np.dtype("float32"), np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)
 
-# A name for what the case is about; shape, groups, data type; rows of a lane (None: one vector), then the rest of
-# Tiles; chunk and h0.
+# A name for what the case is about: shape, groups, types of x, of the weights and of h (None: the same); rows of a lane and the
+# rest of Tiles; chunk and h0.
+SAME = (None, None)
 CASES = {
-    "several slices in a warp": ((1, 3, 32, 40), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), None, False),
-    "a tile cut short, restarts inside": ((1, 3, 16, 20), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), 5, True),
-    "two channels in a lane": ((2, 4, 32, 32), 2, FLOAT16, (None, 2, 1, 1, 2, 16, 0, 3), None, False),
-    "a warp per channel": ((2, 8, 32, 64), 1, BFLOAT16, (None, 1, 4, 1, 1, 16, 0, 2), 7, False),
-    "warps of a block": ((1, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 2, 2, 8, 8, 2), None, False),
-    "an exchange every second tile": ((1, 2, 160, 160), 1, FLOAT32, (4, 2, 1, 1, 2, 8, 16, 2), 50, True),
-    "bands in global memory": ((2, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 16, 2), None, True),
-    "warps and channel sets": ((1, 4, 160, 160), 1, FLOAT32, (4, 1, 2, 2, 2, 8, 8, 2), None, False),
-    "a cluster of 2": ((2, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 8, 2, 2), None, False),
-    "a cluster of blocks of warps": ((1, 2, 240, 240), 1, FLOAT32, (4, 1, 2, 2, 1, 8, 8, 2, 2), 90, True),
-    "a cluster of 4, deep rings": ((1, 2, 136, 136), 1, BFLOAT16, (None, 1, 1, 1, 1, 8, 8, 4, 4), None, False),
+    "several slices in a warp": ((1, 3, 32, 40), 3, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), None, False),
+    "from unit to unit": ((2, 7, 32, 32), 7, FLOAT32, SAME, (4, 1, 1, 1, 8, 0, 0, 3, 2), None, True),
+    "a tile cut short, restarts inside": ((1, 3, 16, 20), 3, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), 5, True),
+    "a warp per channel": ((2, 8, 32, 64), 1, BFLOAT16, SAME, (2, 4, 1, 1, 16, 0, 0, 2, 2, False), 7, False),
+    "whole slices, several warps": ((2, 2, 96, 96), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 8, 0, 2, 2), 50, True),
+    "halos refreshed within a tile": ((1, 2, 96, 96), 1, BFLOAT16, SAME, (2, 2, 2, 2, 32, 8, 0, 2, 2), None, True),
+    "warps of a block": ((1, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 8, 8, 2, 2), None, False),
+    "an exchange every second tile": ((1, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 16, 2, 4), 50, True),
+    "bands in global memory": ((2, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 16, 2, 2, False), None, True),
+    "bands of warps, inner and outer halos": ((1, 2, 192, 192), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 4, 16, 2, 2), None, True),
+    "warps and channel sets": ((1, 4, 160, 160), 1, FLOAT32, SAME, (4, 2, 2, 2, 8, 8, 8, 2, 2), None, False),
+    "a cluster of 2": ((2, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 8, 2, 2, True, 2), None, False),
+    "a cluster of blocks of warps": ((1, 2, 240, 240), 1, FLOAT32, SAME, (4, 2, 2, 1, 8, 8, 8, 2, 2, True, 2), 90, True),
+    "a cluster of 4, deep rings": ((1, 2, 136, 136), 1, BFLOAT16, SAME, (8, 1, 1, 1, 8, 0, 8, 4, 2, True, 4), None, False),
+    "h unrounded": ((2, 3, 48, 64), 1, BFLOAT16, (None, FLOAT32), (2, 1, 1, 2, 16, 0, 0, 2, 2), None, True),
+    "h and weights in the state's type": (
+        (1, 4, 160, 160),
+        2,
+        FLOAT16,
+        (FLOAT32, FLOAT32),
+        (4, 2, 2, 2, 8, 8, 8, 2, 2),
+        None,
+        True,
+    ),
 }
 
 
-def tiles_of(direction, itemsize, sizes):
-    rows, *others = sizes
-    *middle, stages = others[:7]
-    vector = 16 // itemsize
-    rows = rows if rows is not None and (direction in HORIZONTAL or rows % vector == 0) else 4
-    rows = rows if direction in HORIZONTAL else max(rows, vector)
-    return Tiles(rows, *middle, stages, 2, *others[7:])
-
-
-def arrays_of(shape, groups, kind, direction, h0):
+def arrays_of(case, direction):
+    shape, groups, kind, (weight_kind, _), *_, h0 = CASES[case]
     batch, channels, height, width = shape
     generator = np.random.default_rng(0)
     x = generator.standard_normal(shape).astype(kind)
     lam = generator.standard_normal(shape).astype(kind)
-    weight = (generator.random((batch, groups, 3, height, width)) / 3).astype(kind)
+    weight = (generator.random((batch, groups, 3, height, width)) / 3).astype(weight_kind or kind)
     line = generator.standard_normal((batch, channels, height if direction in HORIZONTAL else width)).astype("f4")
     return x, weight, lam, line if h0 else None, line.shape
 
 
-def both(launcher, arrays, direction, chunk, tiles, line_shape):
+def both(launcher, case, arrays, direction, line_shape):
     """Run the tile kernel and the plain one; return their h and h_last."""
+    kind, (_, result_kind), sizes, chunk = CASES[case][2:6]
     results = []
     for forced in (True, False):
-        h, h_last = launcher.empty(arrays[0].shape, arrays[0].dtype), launcher.empty(line_shape, np.float32)
+        h = launcher.empty(arrays[0].shape, result_kind or kind)
+        h_last = launcher.empty(line_shape, np.float32)
         layouts = [_steps.optional_layout(array) for array in (*arrays, h, h_last)]
         if forced:
+            tiles = Tiles(*sizes)
             plan = _plan_tiles.tiles_plan(launcher.limits, tiles, direction, chunk, *layouts)
             assert plan is not None, f"{tiles} does not fit"
             workspace = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
@@ -71,11 +80,9 @@ def both(launcher, arrays, direction, chunk, tiles, line_shape):
 @pytest.mark.parametrize("case", CASES)
 def test_emulated(case, direction, schedule):
     require()
-    shape, groups, kind, sizes, chunk, h0 = CASES[case]
-    *arrays, line_shape = arrays_of(shape, groups, kind, direction, h0)
-    tiles = tiles_of(direction, kind.itemsize, sizes)
+    *arrays, line_shape = arrays_of(case, direction)
     with emulated(seed=1, schedule=schedule, detect=True, async_copies="random") as device:
-        (h, h_last), (plain, plain_last) = both(device, arrays, direction, chunk, tiles, line_shape)
+        (h, h_last), (plain, plain_last) = both(device, case, arrays, direction, line_shape)
     assert np.isfinite(plain.astype(np.float32)).all()
     assert h.tobytes() == plain.tobytes()
     assert h_last.tobytes() == plain_last.tobytes()
@@ -88,12 +95,10 @@ def test_emulated(case, direction, schedule):
 def test_on_a_gpu(case, direction):
     import cupy
 
-    shape, groups, kind, sizes, chunk, h0 = CASES[case]
-    *arrays, line_shape = arrays_of(shape, groups, kind, direction, h0)
+    *arrays, line_shape = arrays_of(case, direction)
     arrays = [None if array is None else cupy.asarray(array) for array in arrays]
     launcher = _launch.cupy_launcher(cupy.cuda.Device().id)
-    tiles = tiles_of(direction, kind.itemsize, sizes)
     for _ in range(20):  # timing differs from run to run; bits must not
-        (h, h_last), (plain, plain_last) = both(launcher, arrays, direction, chunk, tiles, line_shape)
+        (h, h_last), (plain, plain_last) = both(launcher, case, arrays, direction, line_shape)
         assert cupy.asnumpy(h).tobytes() == cupy.asnumpy(plain).tobytes()
         assert cupy.asnumpy(h_last).tobytes() == cupy.asnumpy(plain_last).tobytes()

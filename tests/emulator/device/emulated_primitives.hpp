@@ -16,6 +16,10 @@ inline void block_sync() {
   __syncthreads();
 }
 
+inline void group_sync(int barrier, int threads, EMULATOR_SITE) {
+  emulator::group_barrier(barrier, threads, {file, line});
+}
+
 // cp.async: copies the first valid_bytes and fills the rest with zeros.
 inline void copy_async_16(void* shared, const void* global, int valid_bytes = 16, EMULATOR_SITE) {
   emulator::copy_async(shared, global, 16, static_cast<size_t>(valid_bytes), {file, line});
