@@ -30,7 +30,7 @@ namespace {
 
 // Where a block finds the edge rows of its neighbour: side 0 is above, 1 below, among its own boxes. A word carries the number
 // of its exchange, so a box needs no emptying, and three boxes in turn do: a warp publishes exchange e + 1 when all warps of
-// its block have met after exchange e, so they all have read e − 1; whoever reads e + 1 may therefore fill the box of e − 1
+// its channel have met after exchange e, so they all have read e − 1; whoever reads e + 1 may therefore fill the box of e − 1
 // with e + 2.
 constexpr int BOXES = 3;
 constexpr int BOX_WORDS = 2 * BOXES * SETS * OUTER;
@@ -99,14 +99,14 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   if (warp >= SCANNERS / 32) {
     // --- copy: one group of copies per tile, empty past the end -----------------------------------------------------
     const int thread = static_cast<int>(threadIdx.x) - SCANNERS;
-    Copier copier;
+    Copier copier(thread);
     int load_unit = first_unit, load_tile = 0, store_unit = first_unit, store_tile = 0;
     const auto load = [&](int count) {
       if (load_unit < rows.units) {
         rows.unit = load_unit;
-        if (load_tile == 0) copier.aim(rows, geometry, thread);
+        if (load_tile == 0) copier.aim(rows, geometry);
         copier.load(stage_of(ring, count), x, weight, lam, geometry, load_tile,
-                    scan.lines - static_cast<long long>(load_tile) * LINES, thread);
+                    scan.lines - static_cast<long long>(load_tile) * LINES);
         if (++load_tile == tiles) {
           load_tile = 0;
           load_unit += unit_step;
@@ -116,8 +116,8 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     };
     const auto store = [&](int count) {
       rows.unit = store_unit;
-      if (store_tile == 0) copier.aim_back(rows, geometry, thread);
-      copier.store(ring, count, h, geometry, store_tile, scan.lines - static_cast<long long>(store_tile) * LINES, thread);
+      if (store_tile == 0) copier.aim_back(rows, geometry);
+      copier.store(ring, count, h, geometry, store_tile, scan.lines - static_cast<long long>(store_tile) * LINES);
       if (++store_tile == tiles) {
         store_tile = 0;
         store_unit += unit_step;
@@ -169,49 +169,57 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       }
       long long restart = h0 ? scan.chunk : 0;  // the next line without a previous one
 
-      for (int tile = 0; tile < tiles; ++tile, ++count, to += LINES * geometry.h.line) {
-        const long long before = static_cast<long long>(tile) * LINES;
-        const long long left = scan.lines - before, restart_in = restart - before;
-        if (left >= LINES && restart_in >= LINES) {
-          scanner.scan<true>(ring, count, to, geometry.h, LINES, 0, 0);
-        } else {
-          const int chunk = static_cast<int>(min(scan.chunk, static_cast<long long>(LINES)));
-          scanner.scan<false>(ring, count, to, geometry.h, static_cast<int>(min(left, static_cast<long long>(LINES))),
-                              static_cast<int>(min(restart_in, static_cast<long long>(LINES))), chunk);
-          while (restart < before + LINES) restart += scan.chunk;
-        }
+      for (int tile = 0; tile < tiles; ++tile, ++count) {
+#pragma unroll 1
+        for (int first = 0; first < LINES; first += SUB, to += SUB * geometry.h.line) {
+          const long long before = static_cast<long long>(tile) * LINES + first;
+          const long long left = scan.lines - before, restart_in = restart - before;
+          if (left >= SUB && restart_in >= SUB) {
+            scanner.scan<true>(ring, count, first, to, geometry.h, SUB, 0, 0);
+          } else if (left > 0) {
+            const int chunk = static_cast<int>(min(scan.chunk, static_cast<long long>(SUB)));
+            scanner.scan<false>(ring, count, first, to, geometry.h, static_cast<int>(min(left, static_cast<long long>(SUB))),
+                                static_cast<int>(min(restart_in, static_cast<long long>(SUB))), chunk);
+            while (restart < before + SUB) restart += scan.chunk;
+          }
 
-        // --- hand the edges to the neighbours' halos: give, meet, take ----------------------------------------------
-        const bool goes_on = tile + 1 < tiles;
-        const bool inner = WARPS > 1 && goes_on && (INNER < LINES || (tile + 1) % (INNER / LINES ? INNER / LINES : 1) == 0);
-        const bool outer = OUTER && bands > 1 && goes_on && (tile + 1) % (OUTER / LINES ? OUTER / LINES : 1) == 0;
-        if (outer) {
-          ++exchanges;
-          if (scanner.keeps) {
+          // --- hand the edges to the neighbours' halos: give, meet, take --------------------------------------------
+          const bool goes_on = left > SUB, tile_ends = first + SUB == LINES;
+          const int scanned = tile * (LINES / SUB) + first / SUB + 1;  // parts of SUB lines
+          const bool inner = WARPS > 1 && goes_on && scanned % (INNER ? INNER / SUB : 1) == 0;
+          const bool outer = OUTER && bands > 1 && goes_on && scanned % (OUTER ? OUTER / SUB : 1) == 0;
+          if (outer) {
+            ++exchanges;
+            if (scanner.keeps) {
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-              const int from_top = row0 + r - OUTER, from_bottom = band_rows - 1 - from_top;
-              if (from_top < OUTER && band > 0) {
-                publish(mailbox(mail_above, 1, exchanges, set) + from_top, sealed(state[r], exchanges));
-              }
-              if (from_bottom < OUTER && band + 1 < bands) {
-                publish(mailbox(mail_below, 0, exchanges, set) + OUTER - 1 - from_bottom, sealed(state[r], exchanges));
+              for (int r = 0; r < ROWS; ++r) {
+                const int from_top = row0 + r - OUTER, from_bottom = band_rows - 1 - from_top;
+                if (from_top < OUTER && band > 0) {
+                  publish(mailbox(mail_above, 1, exchanges, set) + from_top, sealed(state[r], exchanges));
+                }
+                if (from_bottom < OUTER && band + 1 < bands) {
+                  publish(mailbox(mail_below, 0, exchanges, set) + OUTER - 1 - from_bottom, sealed(state[r], exchanges));
+                }
               }
             }
           }
-        }
-        if (inner) scanner.give_inner();
-        block_sync();
-        if (outer && scanner.exists && !owned) {
-          const int beyond = row0 - OUTER - band_rows;
-          const Word* const box =
-              row0 < OUTER ? mailbox(mail, 0, exchanges, set) + row0 : mailbox(mail, 1, exchanges, set) + beyond;
+          if (inner) scanner.give_inner();
+          if (tile_ends) {
+            block_sync();
+          } else if (inner) {
+            group_sync(1 + set, 32 * WARPS);  // warps that do not hand edges on need not meet
+          }
+          if (outer && scanner.exists && !owned) {
+            const int beyond = row0 - OUTER - band_rows;
+            const Word* const box =
+                row0 < OUTER ? mailbox(mail, 0, exchanges, set) + row0 : mailbox(mail, 1, exchanges, set) + beyond;
 #pragma unroll
-          for (int r = 0; r < ROWS; ++r) state[r] = opened(await_tag(box + r, exchanges));
-        } else if (inner) {
-          scanner.take_inner();
+            for (int r = 0; r < ROWS; ++r) state[r] = opened(await_tag(box + r, exchanges));
+          } else if (inner) {
+            scanner.take_inner();
+          }
+          __syncwarp();
         }
-        __syncwarp();
       }
       if (h_last && scanner.keeps) {
 #pragma unroll

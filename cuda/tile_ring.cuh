@@ -34,6 +34,7 @@ struct Layout {
   static constexpr int VECTORS = SLOTS * SLOT_VECTORS;
   static constexpr int COUNT = (VECTORS + COPYING - 1) / COPYING;  // those of a copying thread
   static_assert(ALONG ? LINES % VECTOR == 0 : BLOCK_ROWS % VECTOR == 0, "whole vectors");
+  static_assert(!ALONG || (SLOT_VECTORS <= 8 && COPYING % (8 * SLOT_VECTORS) == 0), "Strip::place");
 
   // Rows are dealt out so that the lanes of a warp, which hold ROWS neighbouring rows each, find their rows side by side.
   static __device__ __forceinline__ int slot_of_row(int row) {
@@ -74,18 +75,14 @@ __device__ __forceinline__ Vector* stage_of(Vector* ring, int tile) {
 __device__ __forceinline__ bool beside(int row) {
   return ALONG && (!OVER_X || (row >= WARP_STEP && row < WARPS * WARP_STEP && row % WARP_STEP < 2 * INNER));
 }
-// Where vector n of a row's h lies in the ring, for the block's first channel, and how far the next channel's is.
-__device__ __forceinline__ Vector* out_of(Vector* ring, int tile, int row, int n) {
-  using H = Layout<RESULT>;
-  if (!beside(row)) return stage_of(ring, tile) + 3 * TAPS_VECTORS + H::place(H::slot_of_row(row), n);
-  constexpr int ROW_VECTORS = H::SLOT_VECTORS;
-  const int which = OVER_X ? (row / WARP_STEP - 1) * 2 * INNER + row % WARP_STEP : H::slot_of_row(row);
-  constexpr int PERIOD = ROW_VECTORS >= 8 ? 1 : 8 / ROW_VECTORS;
-  return ring + STAGES * STAGE_VECTORS + tile % 2 * BLOCK_CHANNELS * BESIDE_VECTORS + which * ROW_VECTORS +
-         (n ^ (which / PERIOD % ROW_VECTORS));
+__device__ __forceinline__ Vector* ring_beside(Vector* ring, int tile) {
+  return ring + STAGES * STAGE_VECTORS + tile % 2 * BLOCK_CHANNELS * BESIDE_VECTORS;
 }
-__device__ __forceinline__ int out_step(int row) {
-  return beside(row) ? BESIDE_VECTORS : IMAGE_VECTORS;
+__device__ __forceinline__ int place_beside(int row, int n) {
+  using Lay = Layout<RESULT>;
+  constexpr int SLOT_VECTORS = Lay::SLOT_VECTORS, PERIOD = SLOT_VECTORS >= 8 ? 1 : 8 / SLOT_VECTORS;
+  const int which = OVER_X ? (row / WARP_STEP - 1) * 2 * INNER + row % WARP_STEP : Lay::slot_of_row(row);
+  return which * SLOT_VECTORS + (n ^ (which / PERIOD % SLOT_VECTORS));
 }
 
 // Which rows a block has of a unit: BLOCK_CHANNELS slices that share their weights.
@@ -112,100 +109,97 @@ struct Rows {
   }
 };
 
-// The vectors of an array of T that a copying thread has of every tile. Their addresses stay in registers, and a thread that has
-// written h out may start the next copy over it.
+// The vectors of an array of T that a copying thread has of every tile: each COPYING-th of them, from `thread` on.
 template <typename T>
 struct Strip {
   using Lay = Layout<T>;
-  int slot[Lay::COUNT], n[Lay::COUNT];
+  int thread;
 
-  __device__ __forceinline__ explicit Strip(int thread) {
-#pragma unroll
-    for (int k = 0; k < Lay::COUNT; ++k) {
-      const int which = thread + k * COPYING;
-      slot[k] = ALONG ? which / Lay::SLOT_VECTORS : which % Lay::SLOTS;
-      n[k] = ALONG ? which % Lay::SLOT_VECTORS : which / Lay::SLOTS;
-      if (Lay::VECTORS % COPYING != 0 && which >= Lay::VECTORS) n[k] = -1;
-    }
+  __device__ __forceinline__ int which(int k) const { return thread + k * COPYING; }
+  __device__ __forceinline__ bool has(int k) const { return Lay::VECTORS % COPYING == 0 || which(k) < Lay::VECTORS; }
+  __device__ __forceinline__ int row(int k) const {
+    return Lay::row_of_slot(ALONG ? which(k) / Lay::SLOT_VECTORS : which(k) % Lay::SLOTS);
   }
-  __device__ __forceinline__ bool has(int k) const { return Lay::VECTORS % COPYING == 0 || n[k] >= 0; }
+  __device__ __forceinline__ int n(int k) const {  // the same for all k along the scan
+    return ALONG ? thread % Lay::SLOT_VECTORS : which(k) / Lay::SLOTS;
+  }
+  __device__ __forceinline__ int place(int k) const {  // COPYING vectors hold whole periods of Lay::place
+    return ALONG ? Lay::place(thread / Lay::SLOT_VECTORS, n(0)) + k * COPYING : which(k);
+  }
+  __device__ __forceinline__ bool in(int k, long long left) const { return Lay::first_line(n(k)) < left; }
 };
 
+// A copying thread keeps the addresses of its vectors in registers, and when it has written h out it may start the next copy over
+// it. An address is that of tile 0; -1: nothing is there to be copied.
 struct Copier {
-  using Taps = Layout<WEIGHT>;
-  using Images = Layout<SCALAR>;
-  using Results = Layout<RESULT>;
+  Strip<WEIGHT> of_taps;
+  Strip<SCALAR> of_images;
+  Strip<RESULT> of_results;
+  Offset taps[Layout<WEIGHT>::COUNT], x[Layout<SCALAR>::COUNT], lam[Layout<SCALAR>::COUNT];
+  Offset h[ALONG ? Layout<RESULT>::COUNT : 1];
+  int beside_at[BESIDE_ROWS ? Layout<RESULT>::COUNT : 1];  // where h lies beside the ring; -1: over x
 
-  Offset taps[Taps::COUNT], x[Images::COUNT], lam[Images::COUNT];  // of the vectors in tile 0; past the end: first line
-  int taps_line[Taps::COUNT], x_line[Images::COUNT];               // the first line in the scan; 2^30 if there is none
-  Offset h[ALONG ? Results::COUNT : 1];                            // -1: not this block's
+  __device__ __forceinline__ explicit Copier(int thread) : of_taps{thread}, of_images{thread}, of_results{thread} {}
+
+  template <typename T, typename Array>
+  static __device__ __forceinline__ Offset address(const Rows& rows, const Strip<T>& strip, int k, const Array& array,
+                                                   bool grouped) {
+    return rows.address(array, strip.row(k), grouped) +
+           static_cast<Offset>(Layout<T>::lowest_line(strip.n(k)) * array.line);
+  }
 
   // Take up the unit that is to be loaded.
-  __device__ __forceinline__ void aim(const Rows& rows, const Geometry& geometry, int thread) {
-    const Strip<WEIGHT> of_taps(thread);
+  __device__ __forceinline__ void aim(const Rows& rows, const Geometry& geometry) {
 #pragma unroll
-    for (int k = 0; k < Taps::COUNT; ++k) {
-      const int row = Taps::row_of_slot(of_taps.slot[k]);
-      const bool exists = of_taps.has(k) && rows.exists(row);
-      taps_line[k] = exists ? Taps::first_line(of_taps.n[k]) : 1 << 30;
-      taps[k] = exists ? rows.address(geometry.weight, row, true) +
-                             static_cast<Offset>(Taps::lowest_line(of_taps.n[k]) * geometry.weight.line)
-                       : 0;
+    for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
+      const bool exists = of_taps.has(k) && rows.exists(of_taps.row(k));
+      taps[k] = exists ? address(rows, of_taps, k, geometry.weight, true) : Offset(-1);
     }
-    const Strip<SCALAR> of_images(thread);
 #pragma unroll
-    for (int k = 0; k < Images::COUNT; ++k) {
-      const int row = Images::row_of_slot(of_images.slot[k]), line = Images::lowest_line(of_images.n[k]);
-      const bool exists = of_images.has(k) && rows.exists(row);
-      x_line[k] = exists ? Images::first_line(of_images.n[k]) : 1 << 30;
-      x[k] = exists ? rows.address(geometry.x, row, false) + static_cast<Offset>(line * geometry.x.line) : 0;
-      if (HAS_LAM) {
-        lam[k] = exists ? rows.address(geometry.lam, row, false) + static_cast<Offset>(line * geometry.lam.line) : 0;
-      }
+    for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
+      const bool exists = of_images.has(k) && rows.exists(of_images.row(k));
+      x[k] = exists ? address(rows, of_images, k, geometry.x, false) : Offset(-1);
+      if (HAS_LAM) lam[k] = exists ? address(rows, of_images, k, geometry.lam, false) : Offset(-1);
     }
   }
   // Take up the unit whose h is to be stored.
-  __device__ __forceinline__ void aim_back(const Rows& rows, const Geometry& geometry, int thread) {
-    const Strip<RESULT> of_results(thread);
+  __device__ __forceinline__ void aim_back(const Rows& rows, const Geometry& geometry) {
 #pragma unroll
-    for (int k = 0; k < Results::COUNT; ++k) {
-      const int row = Results::row_of_slot(of_results.slot[k]);
-      const bool owned = of_results.has(k) && rows.owns(row);
-      h[k] = owned ? rows.address(geometry.h, row, false) +
-                         static_cast<Offset>(Results::lowest_line(of_results.n[k]) * geometry.h.line)
-                   : Offset(-1);
+    for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
+      const int row = of_results.row(k);
+      h[k] = of_results.has(k) && rows.owns(row) ? address(rows, of_results, k, geometry.h, false) : Offset(-1);
+      if (BESIDE_ROWS) beside_at[k] = beside(row) ? place_beside(row, of_results.n(k)) : -1;
     }
   }
 
   // Start the copies of a tile of which `left` lines exist; what does not exist becomes 0.
   __device__ __forceinline__ void load(Vector* stage, const SCALAR* signal, const WEIGHT* weight, const SCALAR* scale,
-                                       const Geometry& geometry, long long tile, long long left, int thread) const {
-    const Strip<WEIGHT> of_taps(thread);
+                                       const Geometry& geometry, long long tile, long long left) const {
     const WEIGHT* const first_tap = weight + tile * LINES * geometry.weight.line;
 #pragma unroll
-    for (int k = 0; k < Taps::COUNT; ++k) {
+    for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
       if (!of_taps.has(k)) continue;
-      Vector* const target = stage + Taps::place(of_taps.slot[k], of_taps.n[k]);
+      const bool exists = taps[k] >= 0 && of_taps.in(k, left);
+      const WEIGHT* const from = exists ? first_tap + taps[k] : weight;
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) {
-        copy_async_16(target + tap * TAPS_VECTORS, first_tap + taps[k] + tap * geometry.weight.tap,
-                      taps_line[k] < left ? 16 : 0);
+        copy_async_16(stage + tap * TAPS_VECTORS + of_taps.place(k), from + tap * geometry.weight.tap, exists ? 16 : 0);
       }
     }
-    const Strip<SCALAR> of_images(thread);
     const SCALAR* const first_x = signal + tile * LINES * geometry.x.line;
     const SCALAR* const first_lam = scale + tile * LINES * geometry.lam.line;
+    Vector* const images = stage + 3 * TAPS_VECTORS;
 #pragma unroll
-    for (int k = 0; k < Images::COUNT; ++k) {
+    for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
       if (!of_images.has(k)) continue;
-      Vector* const target = stage + 3 * TAPS_VECTORS + Images::place(of_images.slot[k], of_images.n[k]);
-      const int bytes = x_line[k] < left ? 16 : 0;
+      const bool exists = x[k] >= 0 && of_images.in(k, left);
+      const SCALAR *const from_x = exists ? first_x + x[k] : signal, *const from_lam = exists ? first_lam + lam[k] : scale;
 #pragma unroll
       for (int c = 0; c < BLOCK_CHANNELS; ++c) {
-        copy_async_16(target + c * IMAGE_VECTORS, first_x + x[k] + c * geometry.x.channel, bytes);
+        Vector* const target = images + c * IMAGE_VECTORS + of_images.place(k);
+        copy_async_16(target, from_x + c * geometry.x.channel, exists ? 16 : 0);
         if (HAS_LAM) {
-          copy_async_16(target + (BLOCK_CHANNELS + c) * IMAGE_VECTORS, first_lam + lam[k] + c * geometry.lam.channel,
-                        bytes);
+          copy_async_16(target + BLOCK_CHANNELS * IMAGE_VECTORS, from_lam + c * geometry.lam.channel, exists ? 16 : 0);
         }
       }
     }
@@ -213,28 +207,19 @@ struct Copier {
 
   // Write a tile's h to global memory, along the scan. `count`: the block's tiles before it, which tells where it lies.
   __device__ __forceinline__ void store(Vector* ring, int count, RESULT* result, const Geometry& geometry,
-                                        long long tile, long long left, int thread) const {
-    const Strip<RESULT> of_results(thread);
+                                        long long tile, long long left) const {
     RESULT* const to = result + tile * LINES * geometry.h.line;
-    Vector leaving[Results::COUNT][BLOCK_CHANNELS];
+    const Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS;
+    const Vector* const aside = ring_beside(ring, count);
 #pragma unroll
-    for (int k = 0; k < Results::COUNT; ++k) {
-      if (!of_results.has(k)) continue;
-      const int row = Results::row_of_slot(of_results.slot[k]);
-      const Vector* const from = out_of(ring, count, row, of_results.n[k]);
-#pragma unroll
-      for (int c = 0; c < BLOCK_CHANNELS; ++c) {
-        if (h[k] >= 0 && Results::first_line(of_results.n[k]) < left) leaving[k][c] = from[c * out_step(row)];
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < Results::COUNT; ++k) {
-      if (!of_results.has(k)) continue;
+    for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
+      if (h[k] < 0 || !of_results.in(k, left)) continue;
+      const bool is_beside = BESIDE_ROWS && beside_at[k] >= 0;
+      const Vector* const from = is_beside ? aside + beside_at[k] : over + of_results.place(k);
 #pragma unroll
       for (int c = 0; c < BLOCK_CHANNELS; ++c) {
-        if (h[k] >= 0 && Results::first_line(of_results.n[k]) < left) {
-          *reinterpret_cast<Vector*>(to + c * geometry.h.channel + h[k]) = leaving[k][c];
-        }
+        *reinterpret_cast<Vector*>(to + c * geometry.h.channel + h[k]) =
+            from[c * (is_beside ? BESIDE_VECTORS : IMAGE_VECTORS)];
       }
     }
   }

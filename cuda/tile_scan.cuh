@@ -9,10 +9,15 @@ constexpr int ACROSS = ALONG ? 1 : ROWS;  // rows that a lane reads at once
 constexpr int PACK = ALONG ? GROUP : ROWS;
 constexpr int PACKS = ALONG ? ROWS : GROUP;  // in a group
 
-static_assert(INNER % ROWS == 0 && OUTER % ROWS == 0 && INNER % GROUP == 0 && LINES % GROUP == 0, "whole lanes, groups");
-static_assert(WARPS == 1 ? INNER == 0 : INNER > 0 && (INNER % LINES == 0 || LINES % INNER == 0), "inner halo");
-static_assert(OUTER % LINES == 0 && OUTER % (INNER ? INNER : 1) == 0 && STAGES >= 2 && sizeof(State) == 4, "outer halo");
-static_assert(ALONG || !REVERSED, "vertical scans know no reversed lines");
+// A tile is scanned in parts of SUB lines, between which halos may be refreshed.
+__device__ constexpr int gcd(int a, int b) {
+  return b == 0 ? a : gcd(b, a % b);
+}
+constexpr int SUB = gcd(LINES, gcd(INNER, OUTER));
+
+static_assert(INNER % ROWS == 0 && OUTER % ROWS == 0 && SUB % GROUP == 0, "whole lanes, groups");
+static_assert(WARPS == 1 ? INNER == 0 : INNER > 0 && OUTER % INNER == 0, "halos");
+static_assert(STAGES >= 2 && sizeof(State) == 4 && (ALONG || !REVERSED), "vertical scans know no reversed lines");
 
 // The vectors of a group of lines.
 struct Group {
@@ -31,6 +36,8 @@ struct Scanner {
   bool exists, mine, keeps;   // whether these rows exist, are this warp's own, are this block's own too
   State* edges;               // [2][BLOCK_CHANNELS][BLOCK_ROWS]: between warps
   int exchanges = 0;          // between warps, so far
+  Group group;                // the lines that are computed
+  bool primed = false;        // whether it holds the next ones already
 
   // Neighbouring elements of pack p of the group that starts at line n0, in an array of T.
   template <typename T>
@@ -86,12 +93,16 @@ struct Scanner {
     using Lay = gspn2::Layout<RESULT>;
     if (!keeps) return;
     const int n = (REVERSED ? LINES - GROUP - n0 : n0) / Lay::VECTOR;
+    const bool is_beside = beside(row0);
+    Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS + set * IMAGE_VECTORS;
+    Vector* const aside = ring_beside(ring, count) + set * BESIDE_VECTORS;
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
 #pragma unroll
       for (int v = 0; v < PACK / Lay::VECTOR; ++v) {
-        out_of(ring, count, row0 + p, n + v)[set * out_step(row0)] =
-            reinterpret_cast<const Vector&>(result[p].value[v * Lay::VECTOR]);
+        Vector* const to = is_beside ? aside + place_beside(row0 + p, n + v)
+                                     : over + Lay::place(Lay::slot_of_row(row0 + p), n + v);
+        *to = reinterpret_cast<const Vector&>(result[p].value[v * Lay::VECTOR]);
       }
     }
   }
@@ -127,19 +138,19 @@ struct Scanner {
     for (int r = 0; r < ROWS; ++r) state[r] = edges_now()[r];
   }
 
-  // Scan a tile. WHOLE: it has all its lines and none restarts; otherwise it has `left`, and line `restart` of it restarts,
-  // then every `chunk` lines. `count`: the block's tiles before it.
+  // Scan SUB lines of a tile, from line `first` on. WHOLE: all are there and none restarts; otherwise `left` are, and line
+  // `restart` of them restarts, then every `chunk` lines. `count`: the block's tiles before this one.
   template <bool WHOLE>
-  __device__ __forceinline__ void scan(Vector* ring, int count, RESULT* to, const Image& h, int left, int restart,
-                                       int chunk) {
+  __device__ __forceinline__ void scan(Vector* ring, int count, int first, RESULT* to, const Image& h, int left,
+                                       int restart, int chunk) {
     const Vector* const stage = stage_of(ring, count);
-    Group group;
-    if (WHOLE && AHEAD) read(group, stage, 0);
-#pragma unroll(WHOLE ? LINES / GROUP : 1)
-    for (int n0 = 0; n0 < (WHOLE ? LINES : left); n0 += GROUP) {
+    if (WHOLE && AHEAD && !primed) read(group, stage, first);
+#pragma unroll(WHOLE ? SUB / GROUP : 1)
+    for (int n0 = 0; n0 < (WHOLE ? SUB : left); n0 += GROUP) {
       Group next;  // on its way from shared memory while this one is computed
-      if (!WHOLE || !AHEAD) read(group, stage, n0);
-      if (WHOLE && AHEAD && n0 + GROUP < LINES) read(next, stage, n0 + GROUP);
+      if (!WHOLE || !AHEAD) read(group, stage, first + n0);
+      const bool goes_on = n0 + GROUP < SUB || first + SUB < LINES;
+      if (WHOLE && AHEAD && goes_on) read(next, stage, first + n0 + GROUP);
       Pack<RESULT, PACK> result[PACKS];
 #pragma unroll
       for (int m = 0; m < GROUP; ++m) {
@@ -148,18 +159,13 @@ struct Scanner {
         if (WHOLE || n0 + m < left) advance(group, result, m, restarts);
       }
       if (ALONG) {
-        leave(result, ring, count, n0);
+        leave(result, ring, count, first + n0);
       } else {
-        write(result, to, h, n0, WHOLE ? LINES : left);
+        write(result, to, h, n0, WHOLE ? SUB : left);
       }
-      if (WARPS > 1 && INNER < LINES && (n0 + GROUP) % (INNER ? INNER : 1) == 0 && n0 + GROUP < LINES) {
-        give_inner();
-        group_sync(1 + set, 32 * WARPS);
-        take_inner();
-        __syncwarp();
-      }
-      if (WHOLE && AHEAD && n0 + GROUP < LINES) group = next;
+      if (WHOLE && AHEAD && goes_on) group = next;
     }
+    primed = WHOLE && AHEAD && first + SUB < LINES;
   }
 };
 

@@ -92,6 +92,8 @@ def tiles_plan(
         return None
     most = resident * limits.multiprocessors
     count, owned = 1, tiles.block_rows - 2 * tiles.outer
+    if owned <= 0:
+        return None
     if tiles.outer:
         count = -(-width // owned) if tiles.cluster == 1 else tiles.cluster
         step = math.lcm(tiles.rows, 1 if along else 16 // min(x.itemsize, weight.itemsize, h.itemsize))

@@ -26,6 +26,8 @@ CASES = {
     "an exchange every second tile": ((1, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 16, 2, 4), 50, True),
     "bands in global memory": ((2, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 16, 2, 2, False), None, True),
     "bands of warps, inner and outer halos": ((1, 2, 192, 192), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 4, 16, 2, 2), None, True),
+    "bands refreshed within a tile": ((1, 2, 192, 192), 1, BFLOAT16, SAME, (2, 2, 2, 2, 32, 8, 16, 2, 2), None, True),
+    "one warp's bands refreshed within a tile": ((1, 2, 96, 96), 1, BFLOAT16, SAME, (2, 1, 1, 2, 32, 0, 8, 2, 8, False), 70, True),
     "warps and channel sets": ((1, 4, 160, 160), 1, FLOAT32, SAME, (4, 2, 2, 2, 8, 8, 8, 2, 2), None, False),
     "a cluster of 2": ((2, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 8, 2, 2, True, 2), None, False),
     "a cluster of blocks of warps": ((1, 2, 240, 240), 1, FLOAT32, SAME, (4, 2, 2, 1, 8, 8, 8, 2, 2, True, 2), 90, True),
