@@ -79,8 +79,9 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   const int unit_step = static_cast<int>(gridDim.x) / bands * units_of_block;
 
   Vector* const ring = dynamic_shared<Vector>();
-  State* const edges = reinterpret_cast<State*>(ring + RING_VECTORS);  // [2][SETS][BLOCK_ROWS] where there are several warps
-  Word *mail_above = nullptr, *mail_below = nullptr;                  // the neighbours' boxes, where there are neighbours
+  State* const edges =
+      reinterpret_cast<State*>(ring + RING_VECTORS);  // [2][SETS][BLOCK_ROWS] where there are several warps
+  Word *mail_above = nullptr, *mail_below = nullptr;  // the neighbours' boxes, where there are neighbours
   if (CLUSTER > 1) {
     mail = reinterpret_cast<Word*>(edges + (WARPS > 1 ? 2 * SETS * BLOCK_ROWS : 0));
     for (int k = threadIdx.x; k < BOX_WORDS; k += THREADS) mail[k] = 0;
@@ -162,7 +163,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       scanner.keeps = owned && scanner.mine;
       const int channel = rows.channel(row0) + set, b = channel / channels, c = channel % channels;
       RESULT* to = h;
-      if (!ALONG && scanner.keeps) to += rows.address(geometry.h, row0, false) + set * geometry.h.channel;
+      if (!ALONG && scanner.keeps) to += geometry.h.slice(b, c) + row * geometry.h.cross;
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
         state[r] = h0 && scanner.exists ? h0[geometry.first.at(b, c, row + r)] : State(0);
@@ -178,7 +179,8 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
             scanner.scan<true>(ring, count, first, to, geometry.h, SUB, 0, 0);
           } else if (left > 0) {
             const int chunk = static_cast<int>(min(scan.chunk, static_cast<long long>(SUB)));
-            scanner.scan<false>(ring, count, first, to, geometry.h, static_cast<int>(min(left, static_cast<long long>(SUB))),
+            scanner.scan<false>(ring, count, first, to, geometry.h,
+                                static_cast<int>(min(left, static_cast<long long>(SUB))),
                                 static_cast<int>(min(restart_in, static_cast<long long>(SUB))), chunk);
             while (restart < before + SUB) restart += scan.chunk;
           }
@@ -198,7 +200,8 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
                   publish(mailbox(mail_above, 1, exchanges, set) + from_top, sealed(state[r], exchanges));
                 }
                 if (from_bottom < OUTER && band + 1 < bands) {
-                  publish(mailbox(mail_below, 0, exchanges, set) + OUTER - 1 - from_bottom, sealed(state[r], exchanges));
+                  publish(mailbox(mail_below, 0, exchanges, set) + OUTER - 1 - from_bottom,
+                          sealed(state[r], exchanges));
                 }
               }
             }

@@ -66,7 +66,8 @@ constexpr int STAGE_VECTORS = 3 * TAPS_VECTORS + BLOCK_CHANNELS * (1 + HAS_LAM) 
 constexpr bool OVER_X = sizeof(RESULT) == sizeof(SCALAR);
 constexpr int SHARED_ROWS = (WARPS - 1) * 2 * INNER;
 constexpr int BESIDE_ROWS = !ALONG ? 0 : OVER_X ? SHARED_ROWS : BLOCK_ROWS;
-constexpr int BESIDE_VECTORS = BESIDE_ROWS * (ALONG ? LINES * static_cast<int>(sizeof(RESULT)) / 16 : 0);  // of a channel
+constexpr int BESIDE_VECTORS =
+    BESIDE_ROWS * (ALONG ? LINES * static_cast<int>(sizeof(RESULT)) / 16 : 0);  // of a channel
 constexpr int RING_VECTORS = STAGES * STAGE_VECTORS + 2 * BLOCK_CHANNELS * BESIDE_VECTORS;
 
 __device__ __forceinline__ Vector* stage_of(Vector* ring, int tile) {
@@ -91,8 +92,9 @@ struct Rows {
   int width, first, band_rows;                           // `first`: the row of the slice that the block's first is
 
   // There are fewer than 2^30 units: 32-bit divisions, on which a block spends its first microsecond.
-  __device__ __forceinline__ int unit_of(int row) const { return PACKED ? unit + row / width : unit; }
-  __device__ __forceinline__ int row_of(int row) const { return PACKED ? row % width : first + row; }
+  __device__ __forceinline__ bool several() const { return PACKED && units_of_block > 1; }
+  __device__ __forceinline__ int unit_of(int row) const { return several() ? unit + row / width : unit; }
+  __device__ __forceinline__ int row_of(int row) const { return several() ? row % width : first + row; }
   __device__ __forceinline__ bool exists(int row) const {
     if (PACKED) return row < units_of_block * width && unit_of(row) < units;
     return row_of(row) >= 0 && row_of(row) < width && row < band_rows + 2 * OUTER;
@@ -102,10 +104,10 @@ struct Rows {
   }
   __device__ __forceinline__ int channel(int row) const { return unit_of(row) * BLOCK_CHANNELS; }
 
-  template <typename Array>
-  __device__ __forceinline__ Offset address(const Array& array, int row, bool grouped) const {
-    const int channel_of_all = channel(row), b = channel_of_all / channels, c = channel_of_all % channels;
-    return static_cast<Offset>(array.slice(b, grouped ? c / per_group : c) + row_of(row) * array.cross);
+  template <typename Array>  // Image, or Taps, which have a slice per group
+  __device__ __forceinline__ long long slice(const Array& array, int of_unit, bool grouped) const {
+    const int channel_of_all = of_unit * BLOCK_CHANNELS, b = channel_of_all / channels, c = channel_of_all % channels;
+    return array.slice(b, grouped ? c / per_group : c);
   }
 };
 
@@ -141,33 +143,40 @@ struct Copier {
 
   __device__ __forceinline__ explicit Copier(int thread) : of_taps{thread}, of_images{thread}, of_results{thread} {}
 
+  // Where a vector of a strip lies in an array; `first`: the slice of the block's first unit, the only one it often has.
   template <typename T, typename Array>
   static __device__ __forceinline__ Offset address(const Rows& rows, const Strip<T>& strip, int k, const Array& array,
-                                                   bool grouped) {
-    return rows.address(array, strip.row(k), grouped) +
-           static_cast<Offset>(Layout<T>::lowest_line(strip.n(k)) * array.line);
+                                                   bool grouped, long long first) {
+    const int row = strip.row(k);
+    const long long slice = rows.several() ? rows.slice(array, rows.unit_of(row), grouped) : first;
+    return static_cast<Offset>(slice) + rows.row_of(row) * static_cast<Offset>(array.cross) +
+           Layout<T>::lowest_line(strip.n(k)) * static_cast<Offset>(array.line);
   }
 
   // Take up the unit that is to be loaded.
   __device__ __forceinline__ void aim(const Rows& rows, const Geometry& geometry) {
+    const long long first_taps = rows.slice(geometry.weight, rows.unit, true);
+    const long long first_x = rows.slice(geometry.x, rows.unit, false);
+    const long long first_lam = HAS_LAM ? rows.slice(geometry.lam, rows.unit, false) : 0;
 #pragma unroll
     for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
       const bool exists = of_taps.has(k) && rows.exists(of_taps.row(k));
-      taps[k] = exists ? address(rows, of_taps, k, geometry.weight, true) : Offset(-1);
+      taps[k] = exists ? address(rows, of_taps, k, geometry.weight, true, first_taps) : Offset(-1);
     }
 #pragma unroll
     for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
       const bool exists = of_images.has(k) && rows.exists(of_images.row(k));
-      x[k] = exists ? address(rows, of_images, k, geometry.x, false) : Offset(-1);
-      if (HAS_LAM) lam[k] = exists ? address(rows, of_images, k, geometry.lam, false) : Offset(-1);
+      x[k] = exists ? address(rows, of_images, k, geometry.x, false, first_x) : Offset(-1);
+      if (HAS_LAM) lam[k] = exists ? address(rows, of_images, k, geometry.lam, false, first_lam) : Offset(-1);
     }
   }
   // Take up the unit whose h is to be stored.
   __device__ __forceinline__ void aim_back(const Rows& rows, const Geometry& geometry) {
+    const long long first = rows.slice(geometry.h, rows.unit, false);
 #pragma unroll
     for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
       const int row = of_results.row(k);
-      h[k] = of_results.has(k) && rows.owns(row) ? address(rows, of_results, k, geometry.h, false) : Offset(-1);
+      h[k] = of_results.has(k) && rows.owns(row) ? address(rows, of_results, k, geometry.h, false, first) : Offset(-1);
       if (BESIDE_ROWS) beside_at[k] = beside(row) ? place_beside(row, of_results.n(k)) : -1;
     }
   }
@@ -193,7 +202,8 @@ struct Copier {
     for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
       if (!of_images.has(k)) continue;
       const bool exists = x[k] >= 0 && of_images.in(k, left);
-      const SCALAR *const from_x = exists ? first_x + x[k] : signal, *const from_lam = exists ? first_lam + lam[k] : scale;
+      const SCALAR *const from_x = exists ? first_x + x[k] : signal, *const from_lam =
+                                                                         exists ? first_lam + lam[k] : scale;
 #pragma unroll
       for (int c = 0; c < BLOCK_CHANNELS; ++c) {
         Vector* const target = images + c * IMAGE_VECTORS + of_images.place(k);

@@ -26,7 +26,9 @@ struct Group {
 
   // Which pack holds row r of line m of the group, and where in it.
   static __device__ __forceinline__ constexpr int pack(int r, int m) { return ALONG ? r : m; }
-  static __device__ __forceinline__ constexpr int element(int r, int m) { return REVERSED ? GROUP - 1 - m : ALONG ? m : r; }
+  static __device__ __forceinline__ constexpr int element(int r, int m) {
+    return REVERSED ? GROUP - 1 - m : ALONG ? m : r;
+  }
 };
 
 struct Scanner {
@@ -89,7 +91,8 @@ struct Scanner {
   }
 
   // Along the scan: leave h for the copying warps.
-  __device__ __forceinline__ void leave(const Pack<RESULT, PACK> (&result)[PACKS], Vector* ring, int count, int n0) const {
+  __device__ __forceinline__ void leave(const Pack<RESULT, PACK> (&result)[PACKS], Vector* ring, int count,
+                                        int n0) const {
     using Lay = gspn2::Layout<RESULT>;
     if (!keeps) return;
     const int n = (REVERSED ? LINES - GROUP - n0 : n0) / Lay::VECTOR;
@@ -100,8 +103,8 @@ struct Scanner {
     for (int p = 0; p < PACKS; ++p) {
 #pragma unroll
       for (int v = 0; v < PACK / Lay::VECTOR; ++v) {
-        Vector* const to = is_beside ? aside + place_beside(row0 + p, n + v)
-                                     : over + Lay::place(Lay::slot_of_row(row0 + p), n + v);
+        Vector* const to =
+            is_beside ? aside + place_beside(row0 + p, n + v) : over + Lay::place(Lay::slot_of_row(row0 + p), n + v);
         *to = reinterpret_cast<const Vector&>(result[p].value[v * Lay::VECTOR]);
       }
     }
@@ -124,7 +127,9 @@ struct Scanner {
   }
 
   // Every INNER lines the warps of a block refresh their halos: first all give, then, when they have met, all take.
-  __device__ __forceinline__ State* edges_now() const { return edges + (exchanges % 2 * SETS + set) * BLOCK_ROWS + row0; }
+  __device__ __forceinline__ State* edges_now() const {
+    return edges + (exchanges % 2 * SETS + set) * BLOCK_ROWS + row0;
+  }
   __device__ __forceinline__ void give_inner() {
     if (WARPS == 1) return;
     ++exchanges;
