@@ -20,8 +20,6 @@ from typing import Any, Protocol
 
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan
 
-PORTABLE_CLUSTER = 8  # blocks; larger clusters have to be allowed first
-NON_PORTABLE_CLUSTER_SIZE_ALLOWED = 14  # CUfunction_attribute
 STATIC_SHARED_LIMIT = 48 * 1024  # more dynamic shared memory than this has to be allowed first
 
 
@@ -106,8 +104,6 @@ class CupyKernel:
         module = cupy.RawModule(code=text, options=options, enable_cooperative_groups=cooperative)
         kernel = module.get_function(self._spec.entry)
         kernel.compile()
-        if int(dict(self._spec.defines).get("CLUSTER", 1)) > PORTABLE_CLUSTER:
-            cupy.cuda.driver.funcSetAttribute(kernel.kernel.ptr, NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
         return kernel
 
     def __call__(

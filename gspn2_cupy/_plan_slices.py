@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, Layout, scan_geometry, state_name, total_bytes
@@ -67,9 +66,7 @@ def slices_plan(
 
     def copied_by(layouts: list[Layout], run: int) -> int:
         """Return by how many bytes runs can be copied that start at multiples of so many elements."""
-        starts = [
-            math.gcd(a.alignment, a.itemsize * math.gcd(run, a.strides[0] if batch > 1 else 0)) for a in layouts
-        ]
+        starts = [math.gcd(a.alignment, a.itemsize * math.gcd(run, a.strides[0] if batch > 1 else 0)) for a in layouts]
         return math.gcd(16, *starts)
 
     image_run = math.gcd(slices.units * area, first_family)
@@ -129,5 +126,3 @@ def bytes_of_block(
     images = [layout for layout in (x, lam, h if h.itemsize != x.itemsize else None) if layout is not None]
     warp = sum(region(slices.units * area, layout) for layout in images)
     return taps + slices.warps * warp if shared else slices.warps * (taps + warp)
-
-

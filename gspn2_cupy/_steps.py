@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gspn2_cupy import _launch, _plan, _plan_pixels, _plan_tiles
+from gspn2_cupy import _launch, _plan, _plan_forward, _plan_pixels
 from gspn2_cupy._arrays import DataType, data_type
 
 Array = Any
@@ -84,16 +84,16 @@ def scan(
     plan = _scan_plans.get(key)
     if plan is None:
         layouts = [optional_layout(array) for array in arrays]
-        plan = _plan_tiles.line_scan_forward(launcher.limits, direction, chunk, *layouts)
-        plan = plan or _plan.line_scan_forward(direction, chunk, *layouts)
+        plan = _plan_forward.line_scan_forward(launcher.limits, direction, chunk, *layouts)
         if len(_scan_plans) >= PLANS_KEPT:
             _scan_plans.clear()
         _scan_plans[key] = plan
+    workspace: tuple[Array | None, ...] = ()
     if plan.spec.entry == "line_scan_tiles":
-        workspace = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
-    else:
-        workspace = launcher.empty((plan.workspace,), type_of(x).state.numpy_dtype)
-    _launch.run(launcher, plan, *arrays, workspace)
+        workspace = (launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None,)
+    elif plan.spec.entry == "line_scan_forward":
+        workspace = (launcher.empty((plan.workspace,), type_of(x).state.numpy_dtype),)
+    _launch.run(launcher, plan, *arrays, *workspace)
 
 
 def adjoint(
