@@ -346,10 +346,11 @@ class CompactPropagation(torch.nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.channels, self.proxy_channels, self.directions, self.chunk, self.normalize = _checks.options(
-            channels=channels, proxy_channels=proxy_channels, directions=directions, chunk=chunk, stable=normalize
+        checked = _checks.compact_options(
+            channels, proxy_channels, groups=groups, directions=directions, chunk=chunk, normalize=normalize
         )
-        self.groups = _checks.groups_of(self.proxy_channels, groups, "proxy_channels")
+        self.channels, self.proxy_channels, self.groups = checked.channels, checked.proxy_channels, checked.groups
+        self.directions, self.chunk, self.normalize = checked.directions, checked.chunk, checked.normalize
         count = len(self.directions)
         placed = {"device": device, "dtype": dtype}
         self.reduce = torch.nn.Conv2d(self.channels, self.proxy_channels, 1, **placed)
@@ -408,5 +409,5 @@ class CompactPropagation(torch.nn.Module):
 
 
 def _state_name(name: str) -> str:
-    """Return the name in the state dict of a parameter of :class:`CompactPropagation`: reduce_weight → reduce.weight."""
+    """Return the name in the state dict of a parameter of the compact unit: reduce_weight is reduce.weight there."""
     return name.replace("_", ".")
