@@ -450,7 +450,7 @@ def _compact_arrays(count: int, *, x: _Signature, dy: _Signature | None = None, 
         "parameters.logits_weight",
         logits,
         (count, "G", 3, proxies),
-        f"{note}, with G dividing P",
+        f"{note} with G dividing P",
         fits=_divides(groups, proxies),
     )
     expected = shapes(channels, proxies, groups, count)
@@ -572,20 +572,25 @@ def _compact_call(
     parameters: Any, arrays: dict[str, Any], *, directions: Any, normalize: Any, chunk: Any, **options: Any
 ) -> Call:
     """Check a call of the compact unit, whose ``parameters`` hold most of its arrays."""
-    if not isinstance(parameters, CompactParameters):
-        raise TypeError(_must("parameters", "be gspn2_cupy.CompactParameters", _type_name(parameters)))
-    names = [f"parameters.{name}" for name in CompactParameters._fields]
-    given = _Given(**arrays, **dict(zip(names, parameters, strict=True)))
+    named = _named_parameters(parameters)
+    given = _Given(**arrays, **named)
     directions = _directions(directions)
     dtype = _compact_arrays(len(directions), **given.signatures)
     return given.call(
         dtype,
-        parameters=CompactParameters(*(given.arrays.pop(name) for name in names)),
+        parameters=CompactParameters(*(given.arrays.pop(name) for name in named)),
         directions=directions,
         normalize=_one_of("normalize", normalize, METHODS),
         chunk=_chunk(chunk),
         **options,
     )
+
+
+def _named_parameters(parameters: Any) -> dict[str, Any]:
+    """Return the compact unit's parameters by the names that messages give them."""
+    if not isinstance(parameters, CompactParameters):
+        raise TypeError(_must("parameters", "be gspn2_cupy.CompactParameters", _type_name(parameters)))
+    return {f"parameters.{name}": array for name, array in parameters._asdict().items()}
 
 
 def compact_propagate(x: Any, parameters: Any, **options: Any) -> Call:
@@ -614,6 +619,16 @@ def compact_options(
         chunk=_chunk(chunk),
         normalize=_one_of("normalize", normalize, METHODS),
     )
+
+
+def adopted_parameters(parameters: Any, expected: CompactParameters) -> CompactParameters:
+    """Check parameters against the shapes of a layer, and return them adopted."""
+    given = _Given(**_named_parameters(parameters))
+    (lead, signature), *others = given.signatures.items()
+    leader = _leader(lead, _Signature(*signature), expected[0])
+    for (name, signature), shape in zip(others, expected[1:], strict=True):
+        leader.check(name, _Signature(*signature), shape)
+    return CompactParameters(*given.arrays.values())
 
 
 def compact_parameters(dtype: Any, seed: Any) -> tuple[np.dtype[Any], int]:
