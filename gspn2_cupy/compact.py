@@ -82,7 +82,7 @@ def compact_parameters(
     >>> parameters.logits_weight.shape
     (4, 1, 3, 4)
     >>> sum(array.size for array in parameters)
-    368
+    372
     """
     made = _checks.compact_options(channels, proxy_channels, groups=groups, directions=directions)
     numpy_dtype, seed = _checks.compact_parameters(dtype, seed)
@@ -145,7 +145,8 @@ def compact_propagate(
     Each projection and the propagation compute in the state's type, float32 (float64 for float64), and round once, on
     their way to the next: p, z, λ, u and q are arrays of the data type of ``x``. They take (2 + 2·D)·P + 3·D·G channels
     of memory while the call runs. On CUDA arrays all work is queued on CuPy's current stream, and only parameters that
-    are not contiguous are copied.
+    are not contiguous are copied. :func:`warmup` compiles the kernels of the propagation; those of the projections are
+    compiled when they are first called.
 
     Examples
     --------

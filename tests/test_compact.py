@@ -1,14 +1,15 @@
 """The compact unit against NumPy's einsum and the reference in float64, and against central differences."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import NO_GPU
-from helpers import DTYPES, LAYOUTS, assert_close, assert_same_bits, signal
+from helpers import DTYPES, LAYOUTS, Recorder, assert_close, assert_same_bits, signal
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, CompactGrads, CompactParameters, _plan_projection, reference
+from gspn2_cupy import ALL_DIRECTIONS, CompactGrads, CompactParameters, _launch, _plan_projection, reference
 
 pytestmark = pytest.mark.functions("compact_propagate", "compact_propagate_backward")
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -357,3 +358,49 @@ def test_initial_parameters_follow_from_the_seed():
         rounded = gspn2_cupy.compact_parameters(6, 4, seed=1, dtype=name)
         for a, b in zip(rounded, exact, strict=True):
             assert_same_bits(a, b.astype(dtype))
+
+
+# --- what docs/compact_unit.md promises -------------------------------------------------------------------------------
+
+
+def counts(channels, proxies, directions=4):
+    """Parameters, and channels between x and y, of a unit with a matrix per channel, with a shared one, and compact."""
+    per_channel = directions * 5 * channels  # three weights, λ, u
+    shared = directions * (3 + 2 * channels)
+    compact = gspn2_cupy.compact_parameters(channels, proxies, directions=ALL_DIRECTIONS[:directions])
+    return (
+        (per_channel * (channels + 1) + directions, per_channel),
+        (shared * (channels + 1) + directions, shared),
+        (sum(array.size for array in compact), (2 + 2 * directions) * proxies + 3 * directions),
+    )
+
+
+def table():
+    yield "| C | P | image | | parameters | per pixel | bytes |"
+    yield "|---|---|---|---|---|---|---|"
+    for channels, proxies, side in ((64, 4, 128), (96, 8, 56), (384, 16, 14), (1152, 32, 32)):
+        kinds = ("a matrix per channel (GSPN-1)", "a shared matrix", "**compact (GSPN-2)**")
+        for kind, (parameters, between) in zip(kinds, counts(channels, proxies), strict=True):
+            shown = str(proxies) if "compact" in kind else "–"
+            size = between * side * side * 2 / 1e6
+            yield f"| {channels} | {shown} | {side}² | {kind} | {parameters:,} | {between:,} | {size:.3g} MB |"
+
+
+def test_the_table_of_the_page():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "compact_unit.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- table:begin -->\n")[2].partition("<!-- table:end -->")[0]
+    assert shown.splitlines() == list(table())
+
+
+@pytest.mark.parametrize(("groups", "directions"), [(1, 4), (2, 3)])
+def test_the_channels_between_are_what_a_call_allocates(groups, directions):
+    options = {"directions": ALL_DIRECTIONS[:directions]}
+    parameters = gspn2_cupy.compact_parameters(6, 4, groups=groups, **options, dtype="float16")
+    x = np.zeros((2, 6, 5, 7), "float16")
+    with _launch.use(Recorder()) as recorder:
+        gspn2_cupy.compact_propagate(x, parameters, **options)
+    bits_16 = [shape for shape, dtype in recorder.allocated if dtype == np.float16]
+    between = sum(int(np.prod(shape)) for shape in bits_16) // (2 * 5 * 7) - 6  # without y
+    assert between == (2 + 2 * directions) * 4 + 3 * directions * groups
+    if groups == 1:
+        assert between == counts(6, 4, directions)[2][1]

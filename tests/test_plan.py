@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from emulator import LIMITS, emulated, require
-from helpers import BACKWARDS, DTYPES, HORIZONTAL, make_scan, make_unit
+from helpers import BACKWARDS, DTYPES, HORIZONTAL, Recorder, make_scan, make_unit
 
 import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _device, _launch, _plan, _plan_pixels, _plan_projection
@@ -272,22 +272,6 @@ def test_bytes_moved_are_those_counted_by_hand(dtype, size, state):
 
 
 # --- what calls launch and allocate -----------------------------------------------------------------------------------
-
-
-class Recorder:
-    """A launcher that launches nothing and remembers what it was asked for."""
-
-    limits = LIMITS
-
-    def __init__(self):
-        self.launched, self.allocated = [], []
-
-    def compile(self, spec):
-        return lambda *_: self.launched.append(spec.entry)
-
-    def empty(self, shape, dtype):
-        self.allocated.append((shape, np.dtype(dtype)))
-        return np.empty(shape, dtype)
 
 
 def record(function, *arrays, **options):
