@@ -82,8 +82,8 @@ class Workshop:
         self.cache.mkdir()
 
     def run(self, tests: Sequence[str]) -> Outcome:
-        """Run the emulated tests of some files."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "emul", "-p", "no:cacheprovider", *tests]
+        """Run the emulated tests of some files, those first that caught an earlier mistake: likely this one's too."""
+        command = [sys.executable, "-m", "pytest", "-x", "--failed-first", "-q", "-k", "emul", *tests]
         environment = {**os.environ, "GSPN2_EMULATOR_CACHE": str(self.cache), "COLUMNS": "400"}  # whole error lines
         try:
             done = subprocess.run(
@@ -193,10 +193,10 @@ def examine(chosen: Sequence[Mutant], processes: int, resume: Path | None = None
             finally:
                 workshops.put(workshop)
 
-        def check(tests: tuple[str, ...]) -> None:
-            outcome = with_workshop(lambda workshop: workshop.run(tests))
+        def check(tests: str) -> None:
+            outcome = with_workshop(lambda workshop: workshop.run([tests]))
             if outcome.caught:
-                raise SystemExit(f"The tests must pass on the unbroken sources; {' '.join(tests)}: {outcome.how}")
+                raise SystemExit(f"The tests must pass on the unbroken sources; {tests}: {outcome.how}")
 
         def test(mutant: Mutant) -> Outcome:
             outcome = memory.known.get(memory.key(mutant))
@@ -212,7 +212,7 @@ def examine(chosen: Sequence[Mutant], processes: int, resume: Path | None = None
 
         with ThreadPoolExecutor(processes) as pool:
             new = [mutant for mutant in chosen if memory.key(mutant) not in memory.known]
-            list(pool.map(check, sorted({SELECTIONS[mutant.file] for mutant in new} | ({WIDER} if new else set()))))
+            list(pool.map(check, sorted({name for mutant in new for name in (*SELECTIONS[mutant.file], *WIDER)})))
             return dict(zip(chosen, pool.map(test, chosen), strict=True))
 
 
