@@ -270,16 +270,16 @@ def _restore_jax(array: Array, like: Any) -> Any:
     if isinstance(array, np.ndarray):
         (device,) = like.devices()
         return jax.device_put(array, device)
-    if array.size == 0:
-        return jax.numpy.zeros(array.shape, array.dtype, device=next(iter(like.devices())))
     import cupy
 
-    with array.device:  # whose current stream CuPy records
+    with array.device:  # whose current stream CuPy records; and JAX leaves it current after whatever it does
+        if array.size == 0:
+            return jax.numpy.zeros(array.shape, array.dtype, device=next(iter(like.devices())))
         is_bfloat16 = _is_bfloat16(array)
         lent = jax.numpy.from_dlpack(array.view(np.uint16) if is_bfloat16 else array)
         copied = jax.numpy.array(lent, copy=True)  # from_dlpack's own copy=True is unknown to JAX's CUDA plugin
         cupy.from_dlpack(copied)  # CuPy's stream waits for the copy, before its memory is used again
-    return jax.lax.bitcast_convert_type(copied, jax.numpy.bfloat16) if is_bfloat16 else copied
+        return jax.lax.bitcast_convert_type(copied, jax.numpy.bfloat16) if is_bfloat16 else copied
 
 
 def _from_dlpack_of(array: Any) -> Any:
@@ -395,13 +395,17 @@ def retain(owner: Any, device: int) -> None:
             return
         event = cupy.cuda.Event(disable_timing=True)
         event.record()
-    done: list[tuple[Any, Any]] = []
+        _keep(event, owner)  # in here, as JAX may leave the device current of an array that it frees
+
+
+def _keep(event: Any, owner: Any) -> None:
+    """Keep an owner until an event has happened, and let go those whose event has."""
+    done: list[tuple[Any, Any]] = []  # until the return, without the lock: to let go may run code of any library
     with _retaining:
         before = [*_retained, (event, owner)]
         _retained.clear()
         for entry in before:
             (done if entry[0].done else _retained).append(entry)
-    done.clear()  # outside the lock: what is let go may run code of any library
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
