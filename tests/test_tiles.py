@@ -1,5 +1,7 @@
 """The tile kernel in every way it can lie over a slice, forced one by one: bit for bit what the plain kernel gives."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -25,9 +27,14 @@ CASES = {
     "warps and channel sets": ((1, 4, 160, 160), 1, FLOAT32, (4, 1, 2, 2, 2, 8, 8, 2), None, False),
     "a cluster of 2": ((2, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 8, 2, 2), None, False),
     "a cluster of blocks of warps": ((1, 2, 240, 240), 1, FLOAT32, (4, 1, 2, 2, 1, 8, 8, 2, 2), 90, True),
+    "bands in global memory, unit after unit": ((4, 2, 112, 112), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 16, 2), None, True),
     "a warp without rows of its own": ((1, 2, 208, 208), 1, FLOAT32, (4, 1, 1, 2, 2, 8, 8, 2, 2), None, False),
     "a cluster of 4, deep rings": ((1, 2, 136, 136), 1, BFLOAT16, (None, 1, 1, 1, 1, 8, 8, 4, 4), None, False),
 }
+
+
+# Planned for a device of one multiprocessor, which holds so few blocks at once that each has several units to scan.
+SMALL_DEVICE = ("bands in global memory, unit after unit",)
 
 
 def tiles_of(direction, itemsize, sizes):
@@ -49,15 +56,20 @@ def arrays_of(shape, groups, kind, direction, h0):
     return x, weight, lam, line if h0 else None, line.shape
 
 
-def both(launcher, arrays, direction, chunk, tiles, line_shape):
+def both(launcher, arrays, direction, chunk, tiles, line_shape, case=None):
     """Run the tile kernel and the plain one; return their h and h_last."""
-    results = []
+    results, limits = [], launcher.limits
+    if case in SMALL_DEVICE:
+        limits = dataclasses.replace(limits, multiprocessors=1)
     for forced in (True, False):
         h, h_last = launcher.empty(arrays[0].shape, arrays[0].dtype), launcher.empty(line_shape, np.float32)
         layouts = [_steps.optional_layout(array) for array in (*arrays, h, h_last)]
         if forced:
-            plan = _plan_tiles.tiles_plan(launcher.limits, tiles, direction, chunk, *layouts)
+            plan = _plan_tiles.tiles_plan(limits, tiles, direction, chunk, *layouts)
             assert plan is not None, f"{tiles} does not fit"
+            units = arrays[0].shape[0] * arrays[0].shape[1] // (tiles.channels * tiles.sets)
+            if case in SMALL_DEVICE:
+                assert plan.grid[0] < units * plan.geometry["bands"]["count"]
             workspace = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
         else:
             plan = _plan.line_scan_forward(direction, chunk, *layouts)
@@ -76,7 +88,7 @@ def test_emulated(case, direction, schedule):
     *arrays, line_shape = arrays_of(shape, groups, kind, direction, h0)
     tiles = tiles_of(direction, kind.itemsize, sizes)
     with emulated(seed=1, schedule=schedule, detect=True, async_copies="random") as device:
-        (h, h_last), (plain, plain_last) = both(device, arrays, direction, chunk, tiles, line_shape)
+        (h, h_last), (plain, plain_last) = both(device, arrays, direction, chunk, tiles, line_shape, case)
     assert np.isfinite(plain.astype(np.float32)).all()
     assert h.tobytes() == plain.tobytes()
     assert h_last.tobytes() == plain_last.tobytes()
@@ -115,6 +127,6 @@ def test_on_a_gpu(case, direction):
     launcher = _launch.cupy_launcher(cupy.cuda.Device().id)
     tiles = tiles_of(direction, kind.itemsize, sizes)
     for _ in range(20):  # timing differs from run to run; bits must not
-        (h, h_last), (plain, plain_last) = both(launcher, arrays, direction, chunk, tiles, line_shape)
+        (h, h_last), (plain, plain_last) = both(launcher, arrays, direction, chunk, tiles, line_shape, case)
         assert cupy.asnumpy(h).tobytes() == cupy.asnumpy(plain).tobytes()
         assert cupy.asnumpy(h_last).tobytes() == cupy.asnumpy(plain_last).tobytes()

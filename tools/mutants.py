@@ -342,7 +342,12 @@ ALL += _mutants(
         "static_cast<unsigned long long>(exchange + 1) << 32",
     ),
     ("drop the first cluster barrier", "    cluster_sync();\n    if (band > 0)", "    if (band > 0)"),
-    ("drop the last cluster barrier", "  if (CLUSTER > 1) cluster_sync();", ""),
+    (
+        "drop the last cluster barrier",
+        "  if (CLUSTER > 1) cluster_sync();",
+        "",
+        "a block awaits every word that is sent to its memory, so none is on its way when it leaves",
+    ),
     ("leave mailboxes uncleared", "for (int k = threadIdx.x; k < BOX_WORDS; k += THREADS) mail[k] = 0;", ""),
     ("write to one's own cluster mailbox", "in_block_of_cluster(mail, band - 1)", "in_block_of_cluster(mail, band)"),
     ("write to the wrong neighbour", "mail_above = mail - BOX_WORDS;", "mail_above = mail + BOX_WORDS;"),
