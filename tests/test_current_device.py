@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import device_kept
 
-from gspn2_cupy import _arrays
+from gspn2_cupy import _arrays, _streams
 
 
 class Machine:
@@ -66,7 +66,7 @@ def machine(monkeypatch):
     machine = Machine()
     monkeypatch.setitem(sys.modules, "cupy", machine.cupy)
     monkeypatch.setitem(sys.modules, "jax", machine.jax)
-    monkeypatch.setattr(_arrays, "_retained", [])
+    monkeypatch.setattr(_streams, "_retained", [])
     return machine
 
 
@@ -91,10 +91,10 @@ def test_arrays_that_are_let_go(machine):
         def __del__(self):
             machine.of_jax("free")()
 
-    _arrays.retain(Owner(), 1)
+    _streams.retain(Owner(), 1)
     assert machine.worked == []
     machine.event.done = True
-    _arrays.retain("of the next call", 0)
+    _streams.retain("of the next call", 0)
     assert machine.worked == ["free"]
     assert machine.current == 0
 
