@@ -381,7 +381,12 @@ ALL += _mutants(
     ("slices of a block are one", "HALO ? unit0 : unit0 + row / width", "unit0"),
     ("wrong group", "group = c / per_group;", "group = c % per_group;"),
     ("drop the barrier after the addresses", "    block_sync();\n\n    if (!scans) {", "    if (!scans) {"),
-    ("drop the barrier after a unit", "    block_sync();  // everyone", "    // everyone"),
+    (
+        "drop the barrier after a unit",
+        "    block_sync();  // everyone",
+        "    // everyone",
+        "a unit's addresses are read before its first tile, and all meet again before the next unit's are used",
+    ),
     ("skip units", "unit0 += static_cast<int>(gridDim.x)", "unit0 += 2 * static_cast<int>(gridDim.x)"),
     (
         "drop the wait for a tile",
