@@ -23,6 +23,7 @@ CASES = {
     "a warp per channel": ((2, 8, 32, 64), 1, BFLOAT16, (None, 1, 4, 1, 1, 16, 0, 2), 7, False),
     "warps of a block": ((1, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 2, 2, 8, 8, 2), None, False),
     "an exchange every second tile": ((1, 2, 160, 160), 1, FLOAT32, (4, 2, 1, 1, 2, 8, 16, 2), 50, True),
+    "a restart on a tile's last line": ((1, 2, 32, 32), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), 23, True),
     "bands in global memory": ((2, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 16, 2), None, True),
     "warps and channel sets": ((1, 4, 160, 160), 1, FLOAT32, (4, 1, 2, 2, 2, 8, 8, 2), None, False),
     "a cluster of 2": ((2, 2, 160, 160), 1, FLOAT32, (4, 1, 1, 1, 2, 8, 8, 2, 2), None, False),

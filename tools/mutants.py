@@ -385,7 +385,7 @@ ALL += _mutants(
         "drop the barrier after a unit",
         "    block_sync();  // everyone",
         "    // everyone",
-        "a unit's addresses are read before its first tile, and all meet again before the next unit's are used",
+        "a unit's addresses are read before its first tile, and no copy of the next starts before all have met again",
     ),
     ("skip units", "unit0 += static_cast<int>(gridDim.x)", "unit0 += 2 * static_cast<int>(gridDim.x)"),
     (
