@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import NO_GPU
 from emulator import emulated, require
+from helpers import lines, outside
 
 from gspn2_cupy import ALL_DIRECTIONS, _launch, _plan, _plan_tiles, _steps
 from gspn2_cupy._plan_tiles import Tiles
@@ -47,12 +48,19 @@ def tiles_of(direction, itemsize, sizes):
     return Tiles(rows, *middle, stages, 2, *others[7:])
 
 
-def arrays_of(shape, groups, kind, direction, h0):
+def arrays_of(shape, groups, kind, direction, chunk, h0):
+    """Random x, weight, lam and h0, with NaN for every weight that must not be used; and the shape of a line."""
     batch, channels, height, width = shape
     generator = np.random.default_rng(0)
     x = generator.standard_normal(shape).astype(kind)
     lam = generator.standard_normal(shape).astype(kind)
     weight = (generator.random((batch, groups, 3, height, width)) / 3).astype(kind)
+    unused = outside(weight.shape, direction)
+    length = width if direction in HORIZONTAL else height
+    for start in range(0, length, chunk or length):
+        if start > 0 or not h0:
+            lines(unused, direction, start, start + 1)[...] = True
+    weight[unused] = np.nan
     line = generator.standard_normal((batch, channels, height if direction in HORIZONTAL else width)).astype("f4")
     return x, weight, lam, line if h0 else None, line.shape
 
@@ -86,7 +94,7 @@ def both(launcher, arrays, direction, chunk, tiles, line_shape, case=None):
 def test_emulated(case, direction, schedule):
     require()
     shape, groups, kind, sizes, chunk, h0 = CASES[case]
-    *arrays, line_shape = arrays_of(shape, groups, kind, direction, h0)
+    *arrays, line_shape = arrays_of(shape, groups, kind, direction, chunk, h0)
     tiles = tiles_of(direction, kind.itemsize, sizes)
     with emulated(seed=1, schedule=schedule, detect=True, async_copies="random") as device:
         (h, h_last), (plain, plain_last) = both(device, arrays, direction, chunk, tiles, line_shape, case)
@@ -106,7 +114,7 @@ def test_emulated_slow_warps_find_what_their_neighbours_sent(direction, shape, r
     Only three boxes in turn keep its words so long. Many orders are tried, as few make it that late.
     """
     require()
-    *arrays, line_shape = arrays_of(shape, 1, FLOAT32, direction, False)
+    *arrays, line_shape = arrays_of(shape, 1, FLOAT32, direction, None, False)
     tiles = tiles_of(direction, 4, (rows, 1, 1, 2, 2, 8, 8, 2, 2))
     for seed in range(20):
         with emulated(seed=seed, schedule="priority", async_copies="random") as device:
@@ -123,7 +131,7 @@ def test_on_a_gpu(case, direction):
     import cupy
 
     shape, groups, kind, sizes, chunk, h0 = CASES[case]
-    *arrays, line_shape = arrays_of(shape, groups, kind, direction, h0)
+    *arrays, line_shape = arrays_of(shape, groups, kind, direction, chunk, h0)
     arrays = [None if array is None else cupy.asarray(array) for array in arrays]
     launcher = _launch.cupy_launcher(cupy.cuda.Device().id)
     tiles = tiles_of(direction, kind.itemsize, sizes)

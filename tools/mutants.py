@@ -432,7 +432,7 @@ ALL += _mutants(
             ("state[c][r] = edges[(exchanges % 2 * BLOCK_CHANNELS + channel)", "state[c][r] = edges[(channel)"),
         ),
     ),
-    ("exchange a tile late", "(tile + 1) * LINES % (HALO", "tile * LINES % (HALO"),
+    ("exchange half as often", "% (HALO ? HALO : 1) == 0", "% (HALO ? 2 * HALO : 1) == 0"),
     (
         "exchange nothing between warps",
         "if (!keeps && exists(row0)) {",
