@@ -49,14 +49,20 @@ def tiles_of(direction, itemsize, sizes):
 
 
 def arrays_of(shape, groups, kind, direction, chunk, h0):
-    """Random x, weight, lam and h0, with NaN for every weight that must not be used; and the shape of a line."""
+    """Random x, weight, lam and h0, with NaN for every weight that must not be used; and the shape of a line.
+
+    The weights carry nearly all of a line one way across in the first half of the scan, the other way in the second: so
+    what is wrong at the edge of a halo of 32 rows, and gets out of it, is large enough to be seen.
+    """
     batch, channels, height, width = shape
     generator = np.random.default_rng(0)
     x = generator.standard_normal(shape).astype(kind)
     lam = generator.standard_normal(shape).astype(kind)
-    weight = (generator.random((batch, groups, 3, height, width)) / 3).astype(kind)
-    unused = outside(weight.shape, direction)
+    weight = (generator.random((batch, groups, 3, height, width)) / 10).astype(kind)
     length = width if direction in HORIZONTAL else height
+    lines(weight, direction, 0, length // 2)[:, :, 0] += kind.type(0.8)
+    lines(weight, direction, length // 2, length)[:, :, 2] += kind.type(0.8)
+    unused = outside(weight.shape, direction)
     for start in range(0, length, chunk or length):
         if start > 0 or not h0:
             lines(unused, direction, start, start + 1)[...] = True
