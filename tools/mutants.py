@@ -439,6 +439,11 @@ ALL += _mutants(
         "if (!keeps && exists(row0) && (row0 < HALO || row0 >= HALO + band_rows)) {",
     ),
     ("h shifted by a line per tile", "to += LINES * geometry.h.line", "to += (LINES - 1) * geometry.h.line"),
-    ("drop the warp's meeting after an exchange", "          __syncwarp();\n", ""),
+    (
+        "drop the warp's meeting after an exchange",
+        "          __syncwarp();\n",
+        "",
+        "it only brings the lanes back together sooner: the next line's shuffles wait for all of them",
+    ),
     ("two threads' rows overlap", "WARP_STEP + lane * ROWS;", "WARP_ROWS + lane * ROWS;"),
 )
