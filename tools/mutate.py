@@ -3,7 +3,8 @@
     python -m tools.mutate [--only WORD …] [--processes 2] [--report docs/mutation_report.md] [--resume FILE]
 
 A mutant is a copy of the checkout in which one place under cuda/ is wrong: tools/mutants.py. The tests that its file's
-SELECTIONS name run on it through the emulator; where they all pass, WIDER ones follow. It is caught when a test fails.
+SELECTIONS name run on it through the emulator (all with "emul" in their names); where they all pass, WIDER ones follow.
+It is caught when a test fails.
 The command fails if fewer than 95 % are caught, if a mutant survives without an explanation, or if one no longer finds
 its place in the sources. With --resume outcomes are kept in a file, and those of the same sources are not tried again.
 """
