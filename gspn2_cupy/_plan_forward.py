@@ -1,7 +1,7 @@
 """Which kernel runs a forward line scan, and in which shape, as measured on an H200 (docs/optimization_log.md).
 
-Small slices lie in shared memory as a whole (``_plan_slices``); images whose rows are whole vectors of 16 bytes go through
-a ring of tiles (``_plan_tiles``); the plain kernel takes everything else.
+Small slices lie in shared memory as a whole (``_plan_slices``); images whose rows are whole vectors of 16 bytes go
+through a ring of tiles (``_plan_tiles``); the plain kernel takes everything else.
 """
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: in
     if short and across % 4 == 0 and across <= 1024 and slices // pair * -(-across // 176) >= _busy(limits):
         yield Tiles(4, pair, 2, 4, 32, 8, 32, 2, vector, False)
     depth = 16 if two == 2 else 8
-    for warps in (4, 2, 1):
-        inner = depth if warps > 1 else 0
-        yield Tiles(two, pair, warps * 2 // two, 4, depth, inner if two == 2 else depth, depth, 4, vector)
+    for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
+        count = warps * 2 // two
+        yield Tiles(two, pair, count, 4, lines, depth if count > 1 else 0, depth, 4, vector)
 
 
 def _down(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:

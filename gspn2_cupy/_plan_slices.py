@@ -48,7 +48,7 @@ def slices_plan(
     batch, channels, height, image_width = x.shape
     groups, area = weight.shape[1], height * image_width
     along, reverse = direction in HORIZONTAL, direction in ("right_to_left", "bottom_to_top")
-    lines, width = (image_width, height) if along else (height, image_width)
+    width = height if along else image_width
     rows = slices.rows
     shared = groups < channels
     if slices.side_by_side * -(-width // rows) > 32 or (slices.channels > 1 and not shared):
@@ -69,8 +69,9 @@ def slices_plan(
         starts = [math.gcd(a.alignment, a.itemsize * math.gcd(run, a.strides[0] if batch > 1 else 0)) for a in layouts]
         return math.gcd(16, *starts)
 
-    image_run = math.gcd(slices.units * area, first_family)
-    taps_run = (3 * area if groups > 1 else 0) if shared else 3 * slices.units * area
+    next_warp = slices.units * area if family > slices.units else 0  # 0: nothing starts there but the family
+    image_run = math.gcd(next_warp, first_family)
+    taps_run = (3 * area if groups > 1 else 0) if shared else 3 * next_warp
     defines = {
         "SCALAR": x.c_name,
         "WEIGHT": weight.c_name,

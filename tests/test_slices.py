@@ -1,4 +1,4 @@
-"""The kernel for small images in every way it can deal them out, forced one by one: bit for bit what the plain kernel gives."""
+"""The kernel for small images, dealt out in every way it can be: bit for bit what the plain kernel gives."""
 
 import ml_dtypes
 import numpy as np
@@ -13,8 +13,8 @@ from gspn2_cupy.reference import HORIZONTAL
 FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
 FLOAT16, BFLOAT16 = np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)
 
-# A name for what the case is about: (lines, pixels in a line), channels, groups, types of x and of h (None: the same), Slices,
-# chunk, h0, λ.
+# A name for what the case is about: (lines, pixels in a line), channels, groups, types of x and of h (None: the same),
+# Slices, chunk, h0, λ.
 CASES = {
     "two slices in a warp, vectors of 8 bytes": ((14, 14), 5, 1, BFLOAT16, None, (1, 1, 2, 2), None, True, True),
     "four slices in a warp, single elements": ((7, 7), 9, 9, FLOAT16, None, (1, 1, 1, 4), 3, False, True),

@@ -16,7 +16,8 @@ from gspn2_cupy.reference import HORIZONTAL
 FLOAT32, FLOAT16, BFLOAT16 = np.dtype("float32"), np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)
 SAME = (None, None)
 
-# A name for what the case is about: shape, groups, types of x, of the weights and of h (None: the same); Tiles; chunk, h0.
+# A name for what the case is about: shape, groups, types of x, of the weights and of h (None: the same); Tiles; chunk
+# and h0.
 CASES = {
     "several slices in a warp": ((1, 3, 32, 40), 3, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), None, False),
     "from unit to unit": ((2, 7, 32, 32), 7, FLOAT32, SAME, (4, 1, 1, 1, 8, 0, 0, 3, 2), None, True),
