@@ -104,7 +104,7 @@ def _slices(
 
 
 def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight: Layout) -> Iterator[Tiles]:
-    """Yield shapes for slices of ``across`` rows, best first; then the same with less memory, for smaller devices."""
+    """Yield shapes for slices of ``across`` rows, best first; each also with less memory, for smaller devices."""
     slices, per_group = x.shape[0] * x.shape[1], x.shape[1] // weight.shape[1]
     vector = 16 // x.itemsize
     # Warps that share staged weights pay where weights are many of the bytes read from L2: in the 16-bit types.
@@ -119,6 +119,8 @@ def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight:
         while sets:
             for stages in range(tiles.stages, 1, -1):
                 yield replace(tiles, stages=stages, sets=sets)
+            if tiles.ahead:
+                yield replace(tiles, stages=2, sets=sets, ahead=False)  # fewer registers
             sets //= 2
 
 

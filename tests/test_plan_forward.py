@@ -1,4 +1,4 @@
-"""The choice of a kernel for forward scans, and what plans promise of memory, residency and rows, for several devices."""
+"""Which kernel runs a forward scan, and what its plan promises of memory, residency and rows, for several devices."""
 
 import math
 from dataclasses import replace
