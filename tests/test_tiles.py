@@ -19,7 +19,7 @@ FLOAT32, FLOAT16, BFLOAT16 = np.dtype("float32"), np.dtype("float16"), np.dtype(
 # Tiles; chunk and h0.
 CASES = {
     "several slices in a warp": ((1, 3, 32, 40), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), None, False),
-    "a tile cut short": ((1, 3, 20, 20), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), None, True),
+    "a tile cut short": ((1, 3, 20, 20), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), 12, True),
     "a tile cut short, restarts inside": ((1, 3, 16, 20), 3, FLOAT32, (4, 1, 1, 1, 2, 8, 0, 2), 5, True),
     "two channels in a lane": ((2, 4, 32, 32), 2, FLOAT16, (None, 2, 1, 1, 2, 16, 0, 3), None, False),
     "a warp per channel": ((2, 8, 32, 64), 1, BFLOAT16, (None, 1, 4, 1, 1, 16, 0, 2), 7, False),
