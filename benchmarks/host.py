@@ -16,7 +16,7 @@ import numpy as np
 
 import gspn2_cupy
 from benchmarks.timing import Timing
-from gspn2_cupy import _checks, _launch, _plan, _plan_forward, reference
+from gspn2_cupy import _checks, _launch, _plan, _plan_forward, _steps, reference
 from gspn2_cupy._arrays import data_type
 
 SMALL = (1, 8, 32, 32)  # so small that the device never keeps the host waiting
@@ -142,8 +142,8 @@ def device_calls(gpu: Any) -> Iterator[tuple[str, Callable[[], object]]]:
     with recorded() as plans:
         gspn2_cupy.line_scan(*scan, **options, out=out)
     launcher, (plan,) = _launch.cupy_launcher(0), plans
-    extra = launcher.zeros((max(plan.workspace, 1),), "uint64")
-    yield "launch of a plan at hand", lambda: _launch.run(launcher, plan, *scan, None, out, None, extra)
+    workspace = _steps.scan_workspace(launcher, plan, data_type(out.dtype).state)
+    yield "launch of a plan at hand", lambda: _launch.run(launcher, plan, *scan, None, out, None, *workspace)
     graph = gpu.capture(lambda: gspn2_cupy.line_scan(*scan, **options, out=out))
     yield "replay of a graph of one call", graph.launch
     try:

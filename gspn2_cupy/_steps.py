@@ -60,6 +60,15 @@ def hand_through(line: Array, given: Array | None) -> None:
     line[...] = 0 if given is None else given
 
 
+def scan_workspace(launcher: _launch.Launcher, plan: _plan.LaunchPlan, state: DataType) -> tuple[Array | None, ...]:
+    """Return what a forward scan's kernel takes behind its arrays."""
+    if plan.spec.entry == "line_scan_slices":
+        return ()
+    if plan.spec.entry == "line_scan_tiles":
+        return (launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None,)
+    return (launcher.empty((plan.workspace,), state.numpy_dtype),)
+
+
 # --- the line scan ----------------------------------------------------------------------------------------------------
 
 
@@ -88,12 +97,7 @@ def scan(
         if len(_scan_plans) >= PLANS_KEPT:
             _scan_plans.clear()
         _scan_plans[key] = plan
-    workspace: tuple[Array | None, ...] = ()
-    if plan.spec.entry == "line_scan_tiles":
-        workspace = (launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None,)
-    elif plan.spec.entry == "line_scan_forward":
-        workspace = (launcher.empty((plan.workspace,), type_of(x).state.numpy_dtype),)
-    _launch.run(launcher, plan, *arrays, *workspace)
+    _launch.run(launcher, plan, *arrays, *scan_workspace(launcher, plan, type_of(x).state))
 
 
 def adjoint(
