@@ -49,7 +49,9 @@ def test_kernels(architecture, start):
 def test_all_sources_are_found(architecture):
     found = {made.spec.source for made in compile_table.specialisations(architecture)}
     there = {path.name for path in _launch.cuda_sources().glob("*.cu")}
-    before_ampere = {"line_scan_slices.cu", "line_scan_tiles.cu"} if architecture < 80 else set()  # asynchronous copies came with sm_80
+    before_ampere = (
+        {"line_scan_slices.cu", "line_scan_tiles.cu"} if architecture < 80 else set()
+    )  # asynchronous copies came with sm_80
     assert found == there - before_ampere
 
 
