@@ -14,7 +14,7 @@
 // then change places, every SWIZZLE vectors in another way, so that eight lanes, of eight rows, touch all banks.
 // Bytes moved: x, λ, h once, three weights once per pixel and channel (SHARED: per block).
 // Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE, ALONG, REVERSED, HAS_LAM, ROWS, RAGGED (the last lane has fewer),
-// CHANNELS, WARPS, SHARED, GROUP, SWIZZLE (0: none); COPY, COPY_TAPS, COPY_RESULT (bytes by which x and λ, weights, h are copied).
+// CHANNELS, WARPS, SHARED, GROUP, SWIZZLE (0: none); COPY, COPY_TAPS (bytes by which images and weights are copied).
 #include "geometry.cuh"
 #include "primitives.cuh"
 #include "scan_lane.cuh"
@@ -290,5 +290,5 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
 
   // --- take out -----------------------------------------------------------------------------------------------------
   __syncwarp();
-  out.take_out<COPY_RESULT>(h + lowest(geometry.h, geometry.h.slice(b, c0), scan), slices * area, thread, 32);
+  out.take_out<COPY>(h + lowest(geometry.h, geometry.h.slice(b, c0), scan), slices * area, thread, 32);
 }

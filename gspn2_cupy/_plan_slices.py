@@ -87,9 +87,8 @@ def slices_plan(
         "SHARED": int(shared),
         "GROUP": group,
         "SWIZZLE": step * 8 // math.gcd(step, 8) if group > 1 else 0,
-        "COPY": copied_by([a for a in (x, lam) if a is not None], image_run),
+        "COPY": copied_by(images, image_run),
         "COPY_TAPS": copied_by([weight], taps_run),
-        "COPY_RESULT": copied_by([h], image_run),
     }
     return LaunchPlan(
         spec=KernelSpec(
