@@ -156,7 +156,7 @@ def _down(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int
     elif short and across <= 256:
         yield Tiles(4 if across <= 128 else 8, pair, 1, 4, 8, 0, 0, 4, 4, False)
     elif across <= 128:
-        yield Tiles(4, 1, 1, 2, 8, 0, 0, 3, 2)
+        yield Tiles(4, 1, 1, 2, 4, 0, 0, 4, 4, False)
     if _has_clusters(limits) and across <= 1024:
         if short and slices // pair * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 128, Tiles(8, pair, 1, 4, 4, 32, 64, 4, 4, False, 2))
@@ -173,7 +173,7 @@ def _down(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int
         if slices // tiles.sets * -(-across // (tiles.block_rows - 2 * tiles.outer)) >= 0.8 * limits.multiprocessors:
             yield tiles
     for warps in (4, 2):
-        yield Tiles(2 if short else 4, 1, warps, 2, 8, 16, 32, 3, 2)
+        yield Tiles(2, 1, warps, 2, 16, 16, 32, 3, 4) if short else Tiles(4, 1, warps, 2, 8, 16, 32, 3, 2)
     yield Tiles(vector, 1, 1, 2, 8, 0, 32, 3, 2)
 
 
