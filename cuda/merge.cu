@@ -1,14 +1,16 @@
-// One term of a sum of modulated images, a thread per pixel of a channel:
+// One term of a sum of modulated images:
 //
 //     sum = before + m·(u ⊙ h)
 //
 // The unit and its backward are made of it: y = Σ_d m_d·u_d ⊙ h_d, dh_d = m_d·u_d ⊙ dy, du_d = m_d·dy ⊙ h_d and
 // dx = Σ_d λ_d ⊙ g_d. A sum over directions is carried in the state's type and rounded with its last term; `before` and `sum`
 // may be the same array. Besides, `states` keeps h rounded.
+// PACK > 1: every array's image (C, H, W) is one run of memory; a thread has PACK neighbouring pixels of image blockIdx.y.
+// PACK = 1: a thread has one pixel of one channel, in any strides.
 // Bytes moved per pixel and channel: h, u, before in, sum, states out, where they are there.
-// Specialised by SCALAR (u, m, states), HIDDEN (h), SUM, STATE, THREADS.
+// Specialised by SCALAR (u, m, states), HIDDEN (h), SUM, STATE, THREADS, PACK.
 #include "geometry.cuh"
-#include "state.cuh"
+#include "pack.cuh"
 
 using namespace gspn2;
 
@@ -19,13 +21,24 @@ extern "C" __global__ void __launch_bounds__(THREADS) merge(const HIDDEN* h,    
                                                             SUM* sum,             // [B, C, H, W]
                                                             SCALAR* states,       // [B, C, H, W] or null
                                                             const MergeGeometry geometry) {
-  const long long number = static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x;
-  if (number >= geometry.scan.pixels()) return;
-  const Place place(geometry.scan, number);
-  const State hidden = widen(h[place.in(geometry.h)]);
-  const State modulated = u ? widen(u[place.in(geometry.u)]) * hidden : hidden;
+  const long long number = (static_cast<long long>(blockIdx.x) * THREADS + threadIdx.x) * PACK;
+  if (number >= geometry.scan.pixels() / (PACK > 1 ? geometry.scan.batch : 1)) return;
+  const Place place(geometry.scan, PACK > 1 ? 0 : number);
+  const auto at = [&](const Image& image) { return PACK > 1 ? blockIdx.y * image.batch + number : place.in(image); };
   const State factor = m ? widen(*m) : State(1);
-  const State value = before ? multiply_add(factor, modulated, before[place.in(geometry.before)]) : factor * modulated;
-  sum[place.in(geometry.sum)] = narrow<SUM>(value);
-  if (states) states[place.in(geometry.states)] = narrow<SCALAR>(hidden);
+  const auto hidden = read_pack<PACK>(h + at(geometry.h));
+  Pack<SCALAR, PACK> modulation, kept;
+  Pack<State, PACK> value;
+  Pack<SUM, PACK> result;
+  if (u) modulation = read_pack<PACK>(u + at(geometry.u));
+  if (before) value = read_pack<PACK>(before + at(geometry.before));
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) {
+    const State modulated = u ? modulation.widened(k) * hidden.widened(k) : hidden.widened(k);
+    const State total = before ? multiply_add(factor, modulated, value.value[k]) : factor * modulated;
+    result.value[k] = narrow<SUM>(total);
+    kept.value[k] = narrow<SCALAR>(hidden.widened(k));
+  }
+  write_pack(sum + at(geometry.sum), result);
+  if (states) write_pack(states + at(geometry.states), kept);
 }

@@ -67,6 +67,16 @@ class Layout:
         """Bytes of its elements."""
         return math.prod(self.shape) * self.itemsize
 
+    @property
+    def in_runs(self) -> bool:
+        """Whether all that belongs to one image of the batch is one run of memory."""
+        expected = 1
+        for size, stride in zip(self.shape[:0:-1], self.strides[:0:-1], strict=True):
+            if size > 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
 
 @dataclass(frozen=True)
 class LaunchPlan:

@@ -25,6 +25,7 @@ MERGE_GEOMETRY = np.dtype(
     [("scan", SCAN)] + [(name, IMAGE) for name in ("h", "u", "before", "sum", "states", "dy")] + [("partials", "<i8")]
 )
 METHODS = {"sigmoid": "Sigmoid", "softmax": "Softmax"}  # their names in cuda/stable_weights.cuh
+MOST_IMAGES = 65535  # blocks in a grid's second dimension
 MOST_PARTIALS = 1024  # blocks of a sum: enough to fill any GPU, few enough to sum in one block
 
 
@@ -87,17 +88,28 @@ def merge(
 ) -> LaunchPlan:
     """Plan total = before + m·(u ⊙ h); ``h`` and ``total`` are of type ``scalar`` or of its state's."""
     arrays = {"h": h, "u": u, "before": before, "sum": total, "states": states}
-    types = _names(state_name(scalar), SCALAR=scalar, HIDDEN=h.c_name, SUM=total.c_name)
+    images = [layout for layout in arrays.values() if layout is not None]
+    batch, run = h.shape[0], math.prod(h.shape[1:])
+    pack = 16 // min(layout.itemsize for layout in images)
+    packed = batch <= MOST_IMAGES and run % pack == 0 and all(_in_packs(layout, pack) for layout in images)
+    types = _names(
+        state_name(scalar), SCALAR=scalar, HIDDEN=h.c_name, SUM=total.c_name, PACK=str(pack if packed else 1)
+    )
     return LaunchPlan(
         spec=KernelSpec("merge.cu", "merge", types),
-        grid=(_blocks(math.prod(h.shape)), 1, 1),
+        grid=(_blocks(run // pack), batch, 1) if packed else (_blocks(batch * run), 1, 1),
         block=(PIXEL_THREADS, 1, 1),
         shared_bytes=0,
         geometry=scan_geometry("top_to_bottom", None, h, h.shape[1], arrays, MERGE_GEOMETRY),
         workspace=0,
         bytes_moved=total_bytes(h, u, before, total, states),
-        reason="a thread per pixel of a channel",
+        reason=f"a thread to {pack} pixels of an image's run" if packed else "a thread per pixel of a channel",
     )
+
+
+def _in_packs(layout: Layout, pack: int) -> bool:
+    """Tell whether every image of the batch is a run of whole, aligned packs."""
+    return layout.in_runs and layout.alignment == 16 and (layout.shape[0] == 1 or layout.strides[0] % pack == 0)
 
 
 @lru_cache(maxsize=1024)

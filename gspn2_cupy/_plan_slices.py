@@ -41,7 +41,7 @@ def slices_plan(
 ) -> LaunchPlan | None:
     """Plan the kernel for small images in a given shape; None if it does not fit the device or the arrays."""
     images = [layout for layout in (x, lam, h) if layout is not None]
-    if limits.compute_capability < (8, 0) or not all(_in_runs(layout) for layout in (*images, weight)):
+    if limits.compute_capability < (8, 0) or not all(layout.in_runs for layout in (*images, weight)):
         return None
     arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
     geometry = scan_geometry(direction, chunk, x, weight.shape[1], arrays)
@@ -102,16 +102,6 @@ def slices_plan(
         bytes_moved=total_bytes(x, weight, lam, h0, h, h_last),
         reason=reason,
     )
-
-
-def _in_runs(layout: Layout) -> bool:
-    """Tell whether all that belongs to one image of the batch is one run of memory."""
-    expected = 1
-    for size, stride in zip(layout.shape[:0:-1], layout.strides[:0:-1], strict=True):
-        if size > 1 and stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def bytes_of_block(
