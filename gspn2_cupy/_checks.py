@@ -173,6 +173,9 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "normalize": _normalize,
     "chunk": _chunk,
     "items_each_chunk": lambda value: _whole("items_each_chunk", value, 1),
+    "channels": lambda value: _whole("channels", value, 1),
+    "proxy_channels": lambda value: _whole("proxy_channels", value, 1),
+    "stable": lambda value: _one_of("normalize", value, METHODS),  # of the compact unit, whose weights are always made
     "return_last": lambda value: _flag("return_last", value),
     "save_states": lambda value: _flag("save_states", value),
 }
@@ -181,6 +184,14 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 def options(**given: Any) -> list[Any]:
     """Check options apart from a call, for the adapters, and return them in their order."""
     return [_OPTIONS[name](value) for name, value in given.items()]
+
+
+def groups_of(channels: int, groups: Any, name: str) -> int:
+    """Check into how many groups channels fall; ``name`` is what the caller calls these channels."""
+    groups = _whole("groups", groups, 1)
+    if channels % groups:
+        raise ValueError(_must("groups", f"divide {name}={channels}", groups))
+    return groups
 
 
 def _needs(value: Any, inputs: dict[str, Array]) -> frozenset[str]:

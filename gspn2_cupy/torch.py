@@ -24,10 +24,18 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gspn2_cupy import _checks, _torch_operators
+from gspn2_cupy import _checks, _compact_parameters, _torch_operators
+from gspn2_cupy._compact_parameters import CompactParameters
 from gspn2_cupy.reference import ALL_DIRECTIONS
 
-__all__ = ["ALL_DIRECTIONS", "GateRecurrent2dnoind", "line_scan", "normalize_weights", "propagate"]
+__all__ = [
+    "ALL_DIRECTIONS",
+    "CompactPropagation",
+    "GateRecurrent2dnoind",
+    "line_scan",
+    "normalize_weights",
+    "propagate",
+]
 
 
 def _tensors(**given: Any) -> list[Any]:
@@ -275,3 +283,130 @@ class GateRecurrent2dnoind(torch.nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments of the constructor."""
         return f"items_each_chunk={self.items_each_chunk}, backend={self.backend!r}"
+
+
+class CompactPropagation(torch.nn.Module):
+    """GSPN-2's compact channel propagation, the layer of :func:`gspn2_cupy.compact_propagate`.
+
+    C channels become P proxy channels, which make their own weights, λ and u and are propagated in several directions;
+    what comes out becomes C channels again. With ⋆ for a 1×1 convolution::
+
+        p = reduce ⋆ x        z_d, λ_d, u_d = logits_d ⋆ p, lam_d ⋆ p, u_d ⋆ p
+        q = Σ_d merge_d · u_d ⊙ h_d,    h_d = line scan of p in direction d with weights from z_d, and λ_d
+        y = expand ⋆ q
+
+    Maps (B, C, H, W) to (B, C, H, W); there is no residual connection, normalisation or activation inside.
+
+    Parameters
+    ----------
+    channels, proxy_channels : int
+        C and P.
+    groups : int
+        G; divides P. 1 is GSPN-2's: one weight matrix per direction, shared by all proxy channels.
+    directions : sequence of str
+        One to four of ``ALL_DIRECTIONS``, each at most once.
+    chunk : int, optional
+        The scans restart every ``chunk`` lines. None is the global scan.
+    normalize : {"sigmoid", "softmax"}
+        How logits become row-stochastic weights.
+    device, dtype
+        Of the parameters, as for any module of PyTorch's.
+
+    Attributes
+    ----------
+    reduce, logits, lam, u, expand : torch.nn.Conv2d
+        The 1×1 convolutions. Output channels of ``logits`` are (direction, group, neighbour), of ``lam`` and ``u``
+        (direction, proxy channel), the last running fastest.
+    merge : torch.nn.Parameter (D,)
+
+    Notes
+    -----
+    The state dict has ``merge``, and ``weight`` and ``bias`` of each convolution, such as ``reduce.weight``.
+    Initial values have the distribution of :func:`gspn2_cupy.compact_parameters`.
+
+    Examples
+    --------
+    >>> import torch, gspn2_cupy.torch
+    >>> gspn2_cupy.torch.CompactPropagation(16, 2)(torch.randn(1, 16, 8, 8)).shape
+    torch.Size([1, 16, 8, 8])
+
+    Source: GSPN-2 (arXiv 2512.07884), section 3, compact channel propagation.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        proxy_channels: int,
+        *,
+        groups: int = 1,
+        directions: Sequence[str] = ALL_DIRECTIONS,
+        chunk: int | None = None,
+        normalize: str = "sigmoid",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.channels, self.proxy_channels, self.directions, self.chunk, self.normalize = _checks.options(
+            channels=channels, proxy_channels=proxy_channels, directions=directions, chunk=chunk, stable=normalize
+        )
+        self.groups = _checks.groups_of(self.proxy_channels, groups, "proxy_channels")
+        count = len(self.directions)
+        placed = {"device": device, "dtype": dtype}
+        self.reduce = torch.nn.Conv2d(self.channels, self.proxy_channels, 1, **placed)
+        self.logits = torch.nn.Conv2d(self.proxy_channels, count * self.groups * 3, 1, **placed)
+        self.lam = torch.nn.Conv2d(self.proxy_channels, count * self.proxy_channels, 1, **placed)
+        self.u = torch.nn.Conv2d(self.proxy_channels, count * self.proxy_channels, 1, **placed)
+        self.merge = torch.nn.Parameter(torch.empty(count, **placed))
+        self.expand = torch.nn.Conv2d(self.proxy_channels, self.channels, 1, **placed)
+        self.reset_parameters()
+
+    def _by_name(self) -> CompactParameters:
+        """Return the parameters as they are, convolutions' weights (out, in, 1, 1)."""
+        return CompactParameters(*(self.get_parameter(_state_name(name)) for name in CompactParameters._fields))
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew, from PyTorch's generator."""
+        values = _compact_parameters.initial_values(self.channels, self.proxy_channels, len(self.directions))
+        for parameter, (centre, reach) in zip(self._by_name(), values, strict=True):
+            torch.nn.init.uniform_(parameter, centre - reach, centre + reach)
+
+    def compact_parameters(self) -> CompactParameters:
+        """Return the parameters as :func:`gspn2_cupy.compact_propagate` takes them: detached, not copied."""
+        shapes = _compact_parameters.shapes(self.channels, self.proxy_channels, self.groups, len(self.directions))
+        return CompactParameters(
+            *(parameter.detach().view(shape) for parameter, shape in zip(self._by_name(), shapes, strict=True))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Propagate ``x`` (B, C, H, W) and return y like it."""
+        (x,) = _tensors(x=x)
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x must have shape (B, {self.channels}, H, W); got {tuple(x.shape)}")
+        count = len(self.directions)
+        proxies = self.reduce(x)
+        logits = self.logits(proxies).unflatten(1, (count, self.groups, 3))
+        lam = self.lam(proxies).unflatten(1, (count, self.proxy_channels))
+        u = self.u(proxies).unflatten(1, (count, self.proxy_channels))
+        propagated = propagate(
+            proxies,
+            logits,
+            lam,
+            u,
+            directions=self.directions,
+            merge=self.merge,
+            normalize=self.normalize,
+            chunk=self.chunk,
+        )
+        return self.expand(propagated)
+
+    def extra_repr(self) -> str:
+        """Show the arguments of the constructor."""
+        return (
+            f"{self.channels}, {self.proxy_channels}, groups={self.groups}, directions={self.directions}, "
+            f"chunk={self.chunk}, normalize={self.normalize!r}"
+        )
+
+
+def _state_name(name: str) -> str:
+    """Return the name in the state dict of a parameter of :class:`CompactPropagation`: reduce_weight → reduce.weight."""
+    return name.replace("_", ".")
