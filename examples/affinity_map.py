@@ -6,14 +6,14 @@ Attention makes each output pixel a weighted mean of all input pixels, and the w
 attention matrix, can be shown as a picture. The line scan never forms such a matrix, but it is linear in its input, so
 there is one: `gspn2_cupy.affinity_matrix` makes it, for small images.
 
-The unit here is made by hand on a photograph. A pixel hears its three neighbours on the line before, those most that are
-most alike in colour, and hears them the less, the less even the best of them is alike:
+The unit here is made by hand on a photograph. A pixel hears its three neighbours on the line before, those most that
+are most alike in colour, and hears them the less, the less even the best of them is alike:
 
     s_k = exp(−|Δcolour|² / 2σ²),    weight_k = KEEP · max_j s_j · s_k / Σ_j s_j,    λ = 1,    u = 1 / propagate(ones)
 
-u makes every row of the affinity sum to 1, as a row of softmax attention does. Attention gets the same colours, and the
-distance between pixels. Both are shown for a few query pixels, and so are two units one after the other (A·A), as layers
-of a network stand: the four scans of one unit see along four cones, those of two see around corners.
+u makes every row of the affinity sum to 1, as a row of softmax attention does. Attention gets the same colours, and
+the distance between pixels. Both are shown for a few query pixels, and so are two units one after the other (A·A), as
+layers of a network stand: the four scans of one unit see along four cones, those of two see around corners.
 
 Ends in the picture, and in how much of each map's weight lies where attention puts its own, beside a yardstick that
 knows nothing of the photograph: a map of the distance alone.
