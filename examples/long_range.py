@@ -134,7 +134,7 @@ def fit(name, model, images, water, steps, device):
         losses = nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y, reduction="none")
         return (losses * passable).sum() / passable.sum()
 
-    return train(f"{name:12}", model, loss_of_step, steps, rate=4e-3)[1]
+    return train(f"{name:12}", model, loss_of_step, steps, rate=8e-3)[1]
 
 
 @torch.no_grad()
