@@ -85,4 +85,28 @@ struct MergeGeometry {
   long long partials;  // blocks that share a sum over all pixels
 };
 
+// The weights of a projection: a row per output, a column per input.
+struct Matrix {
+  long long output, input;
+
+  __device__ __forceinline__ long long at(long long o, long long i) const { return o * output + i * input; }
+};
+
+// Of projection.cu: `scan` counts the pixels of one channel, and the images' channels are the inputs or the outputs.
+struct ProjectionGeometry {
+  Scan scan;
+  Image x, before, sum;
+  Matrix weight;
+  long long bias;  // its stride
+  long long inputs, outputs;
+};
+
+// Of projection_gradient.cu, the same, in image order.
+struct ProjectionGradientGeometry {
+  Scan scan;
+  Image g, x;
+  long long inputs, outputs;
+  long long shares;  // blocks that share a sum over all pixels
+};
+
 }  // namespace gspn2

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import gspn2_cupy
-from gspn2_cupy import _launch, reference
+from gspn2_cupy import _device, _launch, reference
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._plan import KernelSpec
 from gspn2_cupy._warmup import array_without_memory
@@ -28,6 +28,8 @@ ALLOWED = {"float64": 1e-12, "float32": 5e-6, "float16": 6e-4, "bfloat16": 4e-3}
 SMALLEST = 1e-3  # a result smaller than this, in the mean, is judged as if it were of this size: inputs are of size 1
 
 LINE_SCAN, WEIGHTS, UNIT = "line scan", "weights from logits", "several directions"
+PROJECTION = "projection"  # of the compact unit, whose other kernels are those of several directions
+OUTPUTS = 10  # channels that a projection makes: more than a thread of its kernel does
 MOST_ELEMENTS = 2_400_000  # of an image of a case: the reference needs about a second
 
 
@@ -63,6 +65,9 @@ def make_arrays(case: Case, make: Callable[..., Array]) -> dict[str, Array]:
     images, several = case.shape, case.operation == UNIT
     if several:
         images = (batch, len(case.directions), channels, height, width)  # type: ignore[assignment]
+    if case.operation == PROJECTION:
+        shapes = {"x": images, "weight": (OUTPUTS, channels), "bias": (OUTPUTS,), "dy": (batch, OUTPUTS, height, width)}
+        return {name: make("signal", shape) for name, shape in shapes.items()}
     weight = (*images[: -3 if several else 1], case.groups, 3, height, width)
     if case.operation == WEIGHTS:
         return {"logits": make("signal", weight), "dweight": make("signal", weight)}
@@ -118,6 +123,8 @@ def _options(case: Case) -> dict[str, Any]:
 
 def call(module: Any, case: Case, arrays: dict[str, Array], saved: Array | None = None) -> dict[str, Array]:
     """Run a case by the functions of a module and return its results by name; ``saved``: what the backward is given."""
+    if case.operation == PROJECTION:
+        return _project(reference if module is reference else _device, **arrays)
     options = _options(case)
     if case.operation == WEIGHTS:
         logits, dweight = arrays["logits"], arrays["dweight"]
@@ -139,6 +146,13 @@ def call(module: Any, case: Case, arrays: dict[str, Array], saved: Array | None 
         grads = module.propagate_backward(arrays["dy"], **inputs, **given, **options)
     gradients = zip(grads._fields, grads, strict=True)
     return results | {f"d{name}": gradient for name, gradient in gradients if gradient is not None}
+
+
+def _project(backend: Any, x: Array, weight: Array, bias: Array, dy: Array) -> dict[str, Array]:
+    """Run a projection, its transposed as part of a sum, and the gradients of its parameters."""
+    dweight, dbias = backend.project_gradients(dy, x)
+    dx = backend.project_back([(dy, weight)] * 3, before=x)
+    return {"y": backend.project(x, weight, bias), "dx": dx, "dweight": dweight, "dbias": dbias}
 
 
 def errors(
@@ -254,7 +268,7 @@ def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> list[Planned
     return first + then
 
 
-TYPES = frozenset(("SCALAR", "WEIGHT", "RESULT", "HIDDEN", "SUM", "HAS_LAM", "REVERSED", "METHOD"))
+TYPES = frozenset(("SCALAR", "INPUT", "BEFORE", "WEIGHT", "RESULT", "HIDDEN", "SUM", "HAS_LAM", "REVERSED", "METHOD"))
 
 
 def _geometry(spec: KernelSpec, shared_bytes: int, cooperative: bool) -> Any:
@@ -278,6 +292,8 @@ def candidates(
     lines: int = LINES,
 ) -> Iterator[tuple[bool, Case]]:
     """Yield cases, marked True if they are to run in any case; options and types rotate from one to the next."""
+    for dtype in dtypes:
+        yield True, Case(PROJECTION, dtype, (2, 70, 5, 15), 1, ())  # more inputs than its kernel stages at a time
     count = itertools.count()
     for size, direction, dtype in itertools.product(odd, ALL_DIRECTIONS, dtypes):
         yield (

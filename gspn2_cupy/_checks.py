@@ -36,6 +36,7 @@ from gspn2_cupy._arrays import (
     overlaps_itself,
     retain,
 )
+from gspn2_cupy._compact_parameters import CompactParameters, shapes
 from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
 
 METHODS = ("sigmoid", "softmax")
@@ -173,9 +174,6 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
     "normalize": _normalize,
     "chunk": _chunk,
     "items_each_chunk": lambda value: _whole("items_each_chunk", value, 1),
-    "channels": lambda value: _whole("channels", value, 1),
-    "proxy_channels": lambda value: _whole("proxy_channels", value, 1),
-    "stable": lambda value: _one_of("normalize", value, METHODS),  # of the compact unit, whose weights are always made
     "return_last": lambda value: _flag("return_last", value),
     "save_states": lambda value: _flag("save_states", value),
 }
@@ -184,14 +182,6 @@ _OPTIONS: dict[str, Callable[[Any], Any]] = {
 def options(**given: Any) -> list[Any]:
     """Check options apart from a call, for the adapters, and return them in their order."""
     return [_OPTIONS[name](value) for name, value in given.items()]
-
-
-def groups_of(channels: int, groups: Any, name: str) -> int:
-    """Check into how many groups channels fall; ``name`` is what the caller calls these channels."""
-    groups = _whole("groups", groups, 1)
-    if channels % groups:
-        raise ValueError(_must("groups", f"divide {name}={channels}", groups))
-    return groups
 
 
 def _needs(value: Any, inputs: dict[str, Array]) -> frozenset[str]:
@@ -445,6 +435,30 @@ def _affinity_arrays(
     return leader.dtype
 
 
+@_remembered
+def _compact_arrays(count: int, *, x: _Signature, dy: _Signature | None = None, **parameters: _Signature) -> DataType:
+    """Check the arrays of the compact unit; parameters go by their names in messages, ``parameters.reduce_weight``."""
+    leader = _leader("x", x, ("B", "C", "H", "W"))
+    leader.check("dy", dy, x.shape)
+    channels = x.shape[1]
+    reduce, logits = parameters["parameters.reduce_weight"], parameters["parameters.logits_weight"]
+    leader.check("parameters.reduce_weight", reduce, ("P", channels), " with a column for each channel of x")
+    proxies = reduce.shape[0]
+    note = f" for P={proxies} proxy channels and D={count} directions"
+    groups = logits.shape[1] if len(logits.shape) == 4 else 0
+    leader.check(
+        "parameters.logits_weight",
+        logits,
+        (count, "G", 3, proxies),
+        f"{note} with G dividing P",
+        fits=_divides(groups, proxies),
+    )
+    expected = shapes(channels, proxies, groups, count)
+    for (name, array), shape in zip(parameters.items(), expected, strict=True):
+        leader.check(name, array, shape, note)
+    return leader.dtype
+
+
 # --- the public functions ---------------------------------------------------------------------------------------------
 
 
@@ -554,6 +568,85 @@ def affinity_matrix(weight: Any, lam: Any, u: Any, *, directions: Any, merge: An
     return given.call(_affinity_arrays(len(directions), **given.signatures), directions=directions, chunk=_chunk(chunk))
 
 
+def _compact_call(
+    parameters: Any, arrays: dict[str, Any], *, directions: Any, normalize: Any, chunk: Any, **options: Any
+) -> Call:
+    """Check a call of the compact unit, whose ``parameters`` hold most of its arrays."""
+    named = _named_parameters(parameters)
+    given = _Given(**arrays, **named)
+    directions = _directions(directions)
+    dtype = _compact_arrays(len(directions), **given.signatures)
+    return given.call(
+        dtype,
+        parameters=CompactParameters(*(given.arrays.pop(name) for name in named)),
+        directions=directions,
+        normalize=_one_of("normalize", normalize, METHODS),
+        chunk=_chunk(chunk),
+        **options,
+    )
+
+
+def _named_parameters(parameters: Any) -> dict[str, Any]:
+    """Return the compact unit's parameters by the names that messages give them."""
+    if not isinstance(parameters, CompactParameters):
+        raise TypeError(_must("parameters", "be gspn2_cupy.CompactParameters", _type_name(parameters)))
+    return {f"parameters.{name}": array for name, array in parameters._asdict().items()}
+
+
+def compact_propagate(x: Any, parameters: Any, **options: Any) -> Call:
+    """Check a call of :func:`gspn2_cupy.compact_propagate`."""
+    return _compact_call(parameters, {"x": x}, **options)
+
+
+def compact_propagate_backward(dy: Any, x: Any, parameters: Any, *, needs: Any, **options: Any) -> Call:
+    """Check a call of :func:`gspn2_cupy.compact_propagate_backward`."""
+    needs = _needs(needs, {"x": x, "parameters": parameters})
+    return _compact_call(parameters, {"x": x, "dy": dy}, needs=needs, **options)
+
+
+def compact_options(
+    channels: Any, proxy_channels: Any, *, groups: Any, directions: Any, chunk: Any = None, normalize: Any = METHODS[0]
+) -> SimpleNamespace:
+    """Check what a compact unit is made with, by :func:`gspn2_cupy.compact_parameters` or as a layer."""
+    proxies, count = _whole("proxy_channels", proxy_channels, 1), _whole("groups", groups, 1)
+    if not _divides(count, proxies):
+        raise ValueError(_must("groups", f"divide proxy_channels={proxies}", count))
+    return SimpleNamespace(
+        channels=_whole("channels", channels, 1),
+        proxy_channels=proxies,
+        groups=count,
+        directions=_directions(directions),
+        chunk=_chunk(chunk),
+        normalize=_one_of("normalize", normalize, METHODS),
+    )
+
+
+def adopted_parameters(parameters: Any, expected: CompactParameters) -> CompactParameters:
+    """Check parameters against the shapes of a layer, and return them adopted."""
+    given = _Given(**_named_parameters(parameters))
+    (lead, signature), *others = given.signatures.items()
+    leader = _leader(lead, _Signature(*signature), expected[0])
+    for (name, signature), shape in zip(others, expected[1:], strict=True):
+        leader.check(name, _Signature(*signature), shape)
+    return CompactParameters(*given.arrays.values())
+
+
+def compact_parameters(dtype: Any, seed: Any) -> tuple[np.dtype[Any], int]:
+    """Check the other arguments of :func:`gspn2_cupy.compact_parameters`."""
+    return _named_type(dtype).numpy_dtype, _whole("seed", seed, 0)
+
+
+def _named_type(dtype: Any) -> DataType:
+    """Check a data type given by itself or by its name."""
+    try:
+        known = data_type(dtype)
+    except ImportError:
+        raise ImportError(_must("dtype", NOT_BFLOAT16, "bfloat16")) from None
+    if known is None:
+        raise TypeError(_must("dtype", f"be {DATA_TYPES}", _shown(dtype)))
+    return known
+
+
 def warmup(
     shape: Any,
     dtype: Any,
@@ -573,12 +666,7 @@ def warmup(
     if len(shape) != 4:
         raise ValueError(_must("shape", "be four extents (B, C, H, W)", _text(shape)))
     extents = tuple(_whole(f"shape[{axis}]", extent, 0) for axis, extent in enumerate(shape))
-    try:
-        known = data_type(dtype)
-    except ImportError:
-        raise ImportError(_must("dtype", NOT_BFLOAT16, "bfloat16")) from None
-    if known is None:
-        raise TypeError(_must("dtype", f"be {DATA_TYPES}", _shown(dtype)))
+    known = _named_type(dtype)
     groups = _whole("groups", groups, 0)
     if not _divides(groups, extents[1]):
         raise ValueError(_must("groups", f"divide C={extents[1]}", groups))

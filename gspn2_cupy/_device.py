@@ -309,3 +309,54 @@ def affinity_matrix(
     module = sys.modules[type(weight).__module__.partition(".")[0]]  # CuPy; NumPy under the emulator
     with _on_device(weight):
         return impulse_responses(module, propagate, weight, lam, u, directions=directions, merge=merge, chunk=chunk)
+
+
+# --- projections of the compact unit ----------------------------------------------------------------------------------
+
+
+def _images(array: Array) -> Array:
+    """View (B, …, H, W) as (B, channels, H, W)."""
+    shape = array.shape
+    return array.reshape(shape[0], math.prod(shape[1:-2]), *shape[-2:])
+
+
+def _matrix(weight: Array) -> Array:
+    """View the weights (…, I) of a projection as (O, I)."""
+    return weight.reshape(math.prod(weight.shape[:-1]), weight.shape[-1])
+
+
+def project(x: Array, weight: Array, bias: Array) -> Array:
+    """See :func:`gspn2_cupy.reference.project`."""
+    with _on_device(x) as launcher:
+        y = launcher.empty((x.shape[0], *bias.shape, *x.shape[2:]), x.dtype)
+        if y.size:
+            _steps.project(launcher, x, _matrix(weight), bias.reshape(bias.size), None, _images(y))
+    return y
+
+
+def project_back(terms: Sequence[tuple[Array, Array]], before: Array | None = None) -> Array:
+    """See :func:`gspn2_cupy.reference.project_back`; a sum of several in a 16-bit type needs an image of workspace."""
+    gradient, weight = terms[0]
+    with _on_device(gradient) as launcher:
+        shape = (gradient.shape[0], weight.shape[-1], *gradient.shape[-2:])
+        dx = launcher.empty(shape, gradient.dtype)
+        if dx.size == 0:
+            return dx
+        total = dx if len(terms) == 1 or dx.dtype == _state(dx) else launcher.empty(shape, _state(dx))
+        for k, (gradient, weight) in enumerate(terms):
+            term = dx if k == len(terms) - 1 else total
+            _steps.project(launcher, _images(gradient), _matrix(weight).T, None, total if k > 0 else before, term)
+    return dx
+
+
+def project_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
+    """See :func:`gspn2_cupy.reference.project_gradients`."""
+    with _on_device(x) as launcher:
+        outputs = dy.shape[1:-2]
+        dweight, dbias = launcher.empty((*outputs, x.shape[1]), x.dtype), launcher.empty(outputs, x.dtype)
+        if dbias.size:
+            if dy.size:
+                _steps.project_gradient(launcher, _images(dy), x, dweight, dbias)
+            else:
+                dweight[...] = dbias[...] = 0
+    return dweight, dbias

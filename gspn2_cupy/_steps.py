@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gspn2_cupy import _launch, _plan, _plan_pixels, _plan_tiles
+from gspn2_cupy import _launch, _plan, _plan_pixels, _plan_projection, _plan_tiles
 from gspn2_cupy._arrays import DataType, data_type
 
 Array = Any
@@ -170,3 +170,23 @@ def merge_gradient(launcher: _launch.Launcher, dy: Array, u: Array | None, h: Ar
     partials = launcher.empty((first.workspace,), np.float64)
     _launch.run(launcher, first, dy, u, h, partials)
     _launch.run(launcher, second, partials, dfactor)
+
+
+# --- projections ------------------------------------------------------------------------------------------------------
+
+
+def project(
+    launcher: _launch.Launcher, x: Array, weight: Array, bias: Array | None, before: Array | None, total: Array
+) -> None:
+    """Compute ``total`` (B, O, H, W) = before + bias + weight·x, the last at each pixel over the channels of ``x``."""
+    arrays = (x, weight, bias, before, total)
+    plan = _plan_projection.projection(*map(optional_layout, arrays))
+    _launch.run(launcher, plan, *arrays)
+
+
+def project_gradient(launcher: _launch.Launcher, g: Array, x: Array, dweight: Array, dbias: Array) -> None:
+    """Compute ``dweight`` (O, I) and ``dbias`` (O,), both contiguous."""
+    first, second = _plan_projection.projection_gradient(layout(g), layout(x))
+    partials = launcher.empty((first.workspace,), np.float64)
+    _launch.run(launcher, first, g, x, partials)
+    _launch.run(launcher, second, partials, dweight, dbias)

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-def _backend(call: Any) -> Any:
+def backend_of(call: Any) -> Any:
     """Return the module that runs a call: the NumPy reference, or the kernels."""
     if not call.on_device:
         return reference
@@ -91,7 +91,7 @@ def normalize_weights(logits: Any, *, direction: str, method: str = "sigmoid") -
     Source: GSPN (arXiv 2501.12381), Stability–Context Condition.
     """
     call = _checks.normalize_weights(logits, direction=direction, method=method)
-    return call.restore(_backend(call).normalize_weights(call.logits, direction=call.direction, method=call.method))
+    return call.restore(backend_of(call).normalize_weights(call.logits, direction=call.direction, method=call.method))
 
 
 def normalize_weights_backward(dweight: Any, logits: Any, *, direction: str, method: str = "sigmoid") -> Any:
@@ -117,7 +117,7 @@ def normalize_weights_backward(dweight: Any, logits: Any, *, direction: str, met
     """
     call = _checks.normalize_weights_backward(dweight, logits, direction=direction, method=method)
     return call.restore(
-        _backend(call).normalize_weights_backward(
+        backend_of(call).normalize_weights_backward(
             call.dweight, call.logits, direction=call.direction, method=call.method
         )
     )
@@ -188,7 +188,7 @@ def line_scan(
     Source: GSPN-2 (arXiv 2512.07884), section 3; GSPN (arXiv 2501.12381), equation 1.
     """
     call = _checks.line_scan(x, weight, lam, direction=direction, chunk=chunk, h0=h0, out=out, return_last=return_last)
-    result = _backend(call).line_scan(
+    result = backend_of(call).line_scan(
         call.x,
         call.weight,
         call.lam,
@@ -260,7 +260,7 @@ def line_scan_backward(
     call = _checks.line_scan_backward(
         dh, x, weight, lam, h, direction=direction, chunk=chunk, h0=h0, dh_last=dh_last, needs=needs
     )
-    grads = _backend(call).line_scan_backward(
+    grads = backend_of(call).line_scan_backward(
         call.dh,
         call.x,
         call.weight,
@@ -347,7 +347,7 @@ def propagate(
         out=out,
         return_states=return_states,
     )
-    result = _backend(call).propagate(
+    result = backend_of(call).propagate(
         call.x,
         call.weight,
         call.lam,
@@ -414,7 +414,7 @@ def propagate_backward(
         states=states,
         needs=needs,
     )
-    grads = _backend(call).propagate_backward(
+    grads = backend_of(call).propagate_backward(
         call.dy,
         call.x,
         call.weight,
@@ -462,7 +462,7 @@ def affinity_matrix(
     """
     call = _checks.affinity_matrix(weight, lam, u, directions=directions, merge=merge, chunk=chunk)
     return call.restore(
-        _backend(call).affinity_matrix(
+        backend_of(call).affinity_matrix(
             call.weight, call.lam, call.u, directions=call.directions, merge=call.merge, chunk=call.chunk
         )
     )

@@ -12,6 +12,7 @@ image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -403,3 +404,56 @@ def impulse_responses(
         y = propagate(impulses, repeated(weight, b), repeated(lam, b), repeated(u, b), **options)
         matrix[b] = y.reshape(pixels, channels, pixels).transpose(1, 2, 0)
     return matrix
+
+
+# --- projections of the compact unit ----------------------------------------------------------------------------------
+
+
+def _pixels(array: Array) -> Array:
+    """View (B, …, H, W) as matrices (B, channels, pixels), in the state's type."""
+    batch, *channels, height, width = array.shape
+    matrices: Array = array.reshape(batch, math.prod(channels), height * width)
+    return matrices.astype(_state_type(array.dtype), copy=False)
+
+
+def _matrix(weight: Array) -> Array:
+    """View the weights (…, I) of a projection as a matrix (O, I), in the state's type."""
+    matrix: Array = weight.reshape(math.prod(weight.shape[:-1]), weight.shape[-1])
+    return matrix.astype(_state_type(weight.dtype), copy=False)
+
+
+@np.errstate(all="ignore")
+def project(x: Array, weight: Array, bias: Array) -> Array:
+    """Compute y[b,…] = bias[…] + Σ_i weight[…,i]·x[b,i] at each pixel.
+
+    ``x`` is (B, I, H, W), ``weight`` (…, I), ``bias`` (…), and the result (B, …, H, W).
+    """
+    y = _matrix(weight) @ _pixels(x) + _matrix(bias[..., None])
+    return y.reshape(x.shape[0], *bias.shape, *x.shape[2:]).astype(x.dtype, copy=False)
+
+
+@np.errstate(all="ignore")
+def project_back(terms: Sequence[tuple[Array, Array]], before: Array | None = None) -> Array:
+    """Sum the gradients of the one image that several projections took: ``terms`` are pairs (dy, weight).
+
+    ``before`` (B, I, H, W) is added to them. The sum is rounded once.
+    """
+    dy, weight = terms[0]
+    shape = (dy.shape[0], weight.shape[-1], *dy.shape[-2:])
+    dx = np.zeros(shape, _state_type(dy.dtype)) if before is None else before.astype(_state_type(dy.dtype))
+    for dy, weight in terms:
+        dx += (_matrix(weight).T @ _pixels(dy)).reshape(shape)
+    return dx.astype(dy.dtype, copy=False)
+
+
+@np.errstate(all="ignore")
+def project_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
+    """Compute dweight (…, I) = Σ dy·x and dbias (…) = Σ dy, over the pixels of all images."""
+    gradients = _pixels(dy)
+    dweight = (gradients @ _pixels(x).swapaxes(-1, -2)).sum(axis=0)
+    dbias = gradients.sum(axis=(0, 2))
+    outputs = dy.shape[1:-2]
+    return (
+        dweight.reshape(*outputs, x.shape[1]).astype(x.dtype, copy=False),
+        dbias.reshape(outputs).astype(x.dtype, copy=False),
+    )

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gspn2_cupy import _checks, _compact_parameters, _torch_operators
+from gspn2_cupy import _arrays, _checks, _compact_parameters, _torch_operators
 from gspn2_cupy._compact_parameters import CompactParameters
 from gspn2_cupy.reference import ALL_DIRECTIONS
 
@@ -322,7 +322,9 @@ class CompactPropagation(torch.nn.Module):
     Notes
     -----
     The state dict has ``merge``, and ``weight`` and ``bias`` of each convolution, such as ``reduce.weight``.
-    Initial values have the distribution of :func:`gspn2_cupy.compact_parameters`.
+    Initial values have the distribution of :func:`gspn2_cupy.compact_parameters`; ``compact_parameters()`` and
+    ``load_compact_parameters(parameters)`` exchange parameters with the array functions. On CUDA devices PyTorch's
+    convolutions of float32 use TF32 unless ``torch.backends.cudnn.allow_tf32 = False``; the array function does not.
 
     Examples
     --------
@@ -346,10 +348,11 @@ class CompactPropagation(torch.nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        self.channels, self.proxy_channels, self.directions, self.chunk, self.normalize = _checks.options(
-            channels=channels, proxy_channels=proxy_channels, directions=directions, chunk=chunk, stable=normalize
+        checked = _checks.compact_options(
+            channels, proxy_channels, groups=groups, directions=directions, chunk=chunk, normalize=normalize
         )
-        self.groups = _checks.groups_of(self.proxy_channels, groups, "proxy_channels")
+        self.channels, self.proxy_channels, self.groups = checked.channels, checked.proxy_channels, checked.groups
+        self.directions, self.chunk, self.normalize = checked.directions, checked.chunk, checked.normalize
         count = len(self.directions)
         placed = {"device": device, "dtype": dtype}
         self.reduce = torch.nn.Conv2d(self.channels, self.proxy_channels, 1, **placed)
@@ -370,12 +373,21 @@ class CompactPropagation(torch.nn.Module):
         for parameter, (centre, reach) in zip(self._by_name(), values, strict=True):
             torch.nn.init.uniform_(parameter, centre - reach, centre + reach)
 
+    def _shapes(self) -> CompactParameters:
+        return _compact_parameters.shapes(self.channels, self.proxy_channels, self.groups, len(self.directions))
+
     def compact_parameters(self) -> CompactParameters:
         """Return the parameters as :func:`gspn2_cupy.compact_propagate` takes them: detached, not copied."""
-        shapes = _compact_parameters.shapes(self.channels, self.proxy_channels, self.groups, len(self.directions))
-        return CompactParameters(
-            *(parameter.detach().view(shape) for parameter, shape in zip(self._by_name(), shapes, strict=True))
-        )
+        parameters = zip(self._by_name(), self._shapes(), strict=True)
+        return CompactParameters(*(parameter.detach().view(shape) for parameter, shape in parameters))
+
+    @torch.no_grad()
+    def load_compact_parameters(self, parameters: CompactParameters) -> None:
+        """Copy parameters in: arrays of any one library and device, whose type is converted to the layer's."""
+        arrays = _checks.adopted_parameters(parameters, self._shapes())
+        for parameter, array in zip(self._by_name(), arrays, strict=True):
+            tensor = _arrays.TORCH.restore(_arrays.TORCH.lend(array.copy()), None)
+            parameter.copy_(tensor.view(parameter.shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """Propagate ``x`` (B, C, H, W) and return y like it."""
@@ -408,5 +420,5 @@ class CompactPropagation(torch.nn.Module):
 
 
 def _state_name(name: str) -> str:
-    """Return the name in the state dict of a parameter of :class:`CompactPropagation`: reduce_weight → reduce.weight."""
+    """Return the name in the state dict of a parameter of the compact unit: reduce_weight is reduce.weight there."""
     return name.replace("_", ".")

@@ -27,6 +27,8 @@ from helpers import LAYOUTS
 # The public functions that run on device arrays. The one place to widen when another one gets its kernels.
 DEVICE_FUNCTIONS = {
     "affinity_matrix",
+    "compact_propagate",
+    "compact_propagate_backward",
     "line_scan",
     "line_scan_backward",
     "normalize_weights",

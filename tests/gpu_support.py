@@ -10,7 +10,7 @@ from conftest import NO_GPU
 from helpers import DTYPES, assert_same_bits, make_scan, make_unit
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS
+from gspn2_cupy import ALL_DIRECTIONS, CompactParameters
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX leaves the others some of the GPU's memory
 
@@ -23,6 +23,8 @@ FUNCTIONS = (
     "propagate",
     "propagate_backward",
     "affinity_matrix",
+    "compact_propagate",
+    "compact_propagate_backward",
 )
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -41,6 +43,7 @@ def case(function, dtype="float32", shape=SHAPES["tiles"], seed=0):
     unit = make_unit(shape, ALL_DIRECTIONS, dtype, groups=groups, seed=seed)
     units = {"x": unit.x, "weight": unit.weight, "lam": unit.lam, "u": unit.u, "merge": unit.merge}
     one = {"direction": direction}
+    compact = {"x": scan.x, **gspn2_cupy.compact_parameters(shape[1], 6, groups=2, dtype=dtype, seed=seed)._asdict()}
     return {
         "normalize_weights": ({"logits": scan.weight}, one),
         "normalize_weights_backward": ({"dweight": scan.weight, "logits": scan.weight[::-1].copy()}, one),
@@ -48,13 +51,21 @@ def case(function, dtype="float32", shape=SHAPES["tiles"], seed=0):
         "line_scan_backward": ({**scans, "dh": scan.dh, "dh_last": scan.dh_last}, {**one, "chunk": None}),
         "propagate": (units, {"return_states": True, "normalize": "softmax", "chunk": 13}),
         "propagate_backward": ({**units, "dy": unit.dy}, {"normalize": "sigmoid"}),
+        "compact_propagate": (compact, {"normalize": "softmax", "chunk": 13}),
+        "compact_propagate_backward": ({**compact, "dy": scan.dh}, {}),
         "affinity_matrix": ({name: units[name] for name in ("weight", "lam", "u", "merge")}, {}),
     }[function]
 
 
 def run(function, arrays, options):
     """Call a public function; its results in a list, without those that are not there."""
+    if function.startswith("compact"):
+        parameters = CompactParameters(*(arrays[name] for name in CompactParameters._fields))
+        arrays = {name: array for name, array in arrays.items() if name not in CompactParameters._fields}
+        arrays["parameters"] = parameters
     results = getattr(gspn2_cupy, function)(**arrays, **options)
+    if function == "compact_propagate_backward":
+        results = (results.x, *results.parameters)
     return [each for each in (results if isinstance(results, tuple) else (results,)) if each is not None]
 
 

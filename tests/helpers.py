@@ -248,3 +248,20 @@ def assert_same_nonfinite(actual, truth):
         wrong = here(value) != here(truth)
         assert not wrong.any(), f"{name}: {wrong.sum()} elements differ from the truth, the first at {first_of(wrong)}"
     return np.isfinite(truth)
+
+
+class Recorder:
+    """A launcher that launches nothing and remembers what it was asked for."""
+
+    def __init__(self):
+        from emulator import LIMITS
+
+        self.limits = LIMITS
+        self.launched, self.allocated = [], []
+
+    def compile(self, spec):
+        return lambda *_: self.launched.append(spec.entry)
+
+    def empty(self, shape, dtype):
+        self.allocated.append((shape, np.dtype(dtype)))
+        return np.empty(shape, dtype)

@@ -12,7 +12,7 @@ from helpers import DTYPES
 
 from gspn2_cupy import ALL_DIRECTIONS, _check, _check_behaviours, _check_cases, _launch
 from gspn2_cupy.__main__ import main
-from gspn2_cupy._check_cases import LINE_SCAN, UNIT, WEIGHTS, Case
+from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case
 
 TINY = {"odd": ((1, 3), (3, 1)), "across": (8,), "slices": ((1, 2, 1),), "lines": 8}
 
@@ -57,8 +57,8 @@ def test_every_launch_of_every_candidate_is_among_the_chosen():
     launches = {launch for planned in chosen for launch in planned.launches}
     assert len(chosen) < 400
     assert {dtype for planned in chosen for dtype in [planned.case.dtype]} == set(DTYPES)
-    assert {planned.case.operation for planned in chosen} == {LINE_SCAN, WEIGHTS, UNIT}
-    assert {planned.case.directions[0] for planned in chosen} == set(ALL_DIRECTIONS)
+    assert {planned.case.operation for planned in chosen} == {LINE_SCAN, WEIGHTS, UNIT, PROJECTION}
+    assert {name for planned in chosen for name in planned.case.directions[:1]} == set(ALL_DIRECTIONS)
     for _, case in candidates[::37]:
         assert launches.issuperset(_check_cases.launches(LIMITS, case))
 

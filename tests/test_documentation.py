@@ -47,7 +47,13 @@ def test_block(page, line, match, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("module", "requirement"), [("gspn2_cupy.ops", "numpy"), ("gspn2_cupy.torch", "torch"), ("gspn2_cupy.jax", "jax")]
+    ("module", "requirement"),
+    [
+        ("gspn2_cupy.ops", "numpy"),
+        ("gspn2_cupy.compact", "numpy"),
+        ("gspn2_cupy.torch", "torch"),
+        ("gspn2_cupy.jax", "jax"),
+    ],
 )
 def test_examples_of_docstrings(module, requirement):
     pytest.importorskip(requirement, reason=f"{requirement} is not installed")

@@ -29,6 +29,8 @@ NAMES = f"directions must be a tuple or list of names among {DIRECTIONS}"
 ONCE = "directions must hold one to four directions, each at most once"
 SCAN_NEEDS = 'needs must be None or a tuple, list or set of names among "x", "weight", "lam", "h0"'
 UNIT_NEEDS = 'needs must be None or a tuple, list or set of names among "x", "weight", "lam", "u", "merge"'
+COMPACT = "for P=4 proxy channels and D=4 directions"
+COMPACT_NEEDS = 'needs must be None or a tuple, list or set of names among "x", "parameters"'
 
 
 def zeros(*shape, dtype="float32"):
@@ -38,6 +40,7 @@ def zeros(*shape, dtype="float32"):
 # Right arguments of every function: B, C, H, W = 2, 6, 8, 9, two groups, float32.
 X, WEIGHT, LINE = zeros(2, 6, 8, 9), zeros(2, 2, 3, 8, 9), zeros(2, 6, 8)
 EACH, WEIGHTS = zeros(2, 4, 6, 8, 9), zeros(2, 4, 2, 3, 8, 9)
+PARAMETERS = gspn2_cupy.compact_parameters(6, 4, groups=2)
 RIGHT = {
     "normalize_weights": {"logits": WEIGHT, "direction": "left_to_right"},
     "normalize_weights_backward": {"dweight": WEIGHT, "logits": WEIGHT, "direction": "left_to_right"},
@@ -64,6 +67,9 @@ RIGHT = {
     },
     "affinity_matrix": {"weight": zeros(2, 4, 2, 3, 2, 2), "lam": zeros(2, 4, 6, 2, 2), "u": zeros(2, 4, 6, 2, 2)},
     "warmup": {"shape": (2, 6, 8, 9)},
+    "compact_parameters": {"channels": 6, "proxy_channels": 4},
+    "compact_propagate": {"x": X, "parameters": PARAMETERS},
+    "compact_propagate_backward": {"dy": X, "x": X, "parameters": PARAMETERS},
 }
 
 
@@ -84,6 +90,14 @@ unit = partial(case, "propagate")
 unit_backward = partial(case, "propagate_backward")
 affinity = partial(case, "affinity_matrix")
 warmup = partial(case, "warmup")
+parameters = partial(case, "compact_parameters")
+compact = partial(case, "compact_propagate")
+compact_backward = partial(case, "compact_propagate_backward")
+
+
+def given(**arrays):
+    """The compact unit's parameters, one or more of them wrong."""
+    return PARAMETERS._replace(**arrays)
 
 
 MASKED = np.ma.masked_array(X, X > 0)
@@ -264,6 +278,75 @@ CASES = [
     warmup(f"ValueError: {CHUNK}; got 0", chunk=0),
     warmup('ValueError: normalize must be None or one of "sigmoid", "softmax"; got "tanh"', normalize="tanh"),
     warmup(f'TypeError: {NAMES}; got "all"', directions="all"),
+    # the compact unit
+    parameters("ValueError: channels must be an integer of at least 1; got 0", channels=0),
+    parameters("TypeError: proxy_channels must be an integer of at least 1; got 2.0", proxy_channels=2.0),
+    parameters("ValueError: groups must divide proxy_channels=4; got 3", groups=3),
+    parameters("ValueError: groups must be an integer of at least 1; got 0", groups=0),
+    parameters(f"ValueError: {ONCE}; got ()", directions=()),
+    parameters(f'TypeError: dtype must be {DATA_TYPES}; got "int8"', dtype="int8"),
+    parameters("ValueError: seed must be an integer of at least 0; got -1", seed=-1),
+    parameters("TypeError: seed must be an integer of at least 0; got None", seed=None),
+    compact("TypeError: parameters must be gspn2_cupy.CompactParameters; got dict", parameters={}),
+    compact("TypeError: parameters must be gspn2_cupy.CompactParameters; got tuple", parameters=tuple(PARAMETERS)),
+    compact(f"TypeError: x must {ARRAY}; got None", x=None),
+    compact(f"TypeError: parameters.u_bias must {ARRAY}; got None", parameters=given(u_bias=None)),
+    compact("ValueError: x must have shape (B, C, H, W); got (6, 8, 9)", x=zeros(6, 8, 9)),
+    compact(
+        "ValueError: parameters.reduce_weight must have shape (P, 8) with a column for each channel of x; got (4, 6)",
+        x=zeros(2, 8, 8, 9),
+    ),
+    compact(
+        "ValueError: parameters.reduce_weight must have shape (P, 6) with a column for each channel of x; got ()",
+        parameters=given(reduce_weight=zeros()),
+    ),
+    compact(
+        f"ValueError: parameters.reduce_bias must have shape (4,) {COMPACT}; got (6,)",
+        parameters=given(reduce_bias=zeros(6)),
+    ),
+    compact(
+        f"ValueError: parameters.logits_weight must have shape (4, G, 3, 4) {COMPACT} with G dividing P; "
+        "got (4, 3, 3, 4)",
+        parameters=given(logits_weight=zeros(4, 3, 3, 4)),
+    ),
+    compact(
+        f"ValueError: parameters.logits_weight must have shape (4, G, 3, 4) {COMPACT} with G dividing P; got (24, 4)",
+        parameters=given(logits_weight=zeros(24, 4)),
+    ),
+    compact(
+        "ValueError: parameters.logits_weight must have shape (1, G, 3, 4) for P=4 proxy channels and D=1 directions "
+        "with G dividing P; got (4, 2, 3, 4)",
+        directions=("left_to_right",),
+    ),
+    compact(
+        f"ValueError: parameters.logits_bias must have shape (4, 2, 3) {COMPACT}; got (4, 1, 3)",
+        parameters=given(logits_bias=zeros(4, 1, 3)),
+    ),
+    compact(
+        f"ValueError: parameters.lam_weight must have shape (4, 4, 4) {COMPACT}; got (16, 4)",
+        parameters=given(lam_weight=zeros(16, 4)),
+    ),
+    compact(f"ValueError: parameters.merge must have shape (4,) {COMPACT}; got (1,)", parameters=given(merge=zeros(1))),
+    compact(
+        f"ValueError: parameters.expand_weight must have shape (6, 4) {COMPACT}; got (4, 6)",
+        parameters=given(expand_weight=zeros(4, 6)),
+    ),
+    compact(
+        "TypeError: parameters.merge must be float32 like x; got float64", parameters=given(merge=zeros(4, dtype=float))
+    ),
+    compact("TypeError: parameters.reduce_weight must be float16 like x; got float32", x=X.astype("float16")),
+    compact(
+        "TypeError: parameters.expand_bias must be an array of NumPy like x; got one of CuPy",
+        parameters=given(expand_bias=CudaArray(6)),
+    ),
+    compact('TypeError: normalize must be one of "sigmoid", "softmax"; got None', normalize=None),
+    compact('ValueError: normalize must be one of "sigmoid", "softmax"; got "relu"', normalize="relu"),
+    compact(f"ValueError: {CHUNK}; got 0", chunk=0),
+    compact(f'TypeError: {NAMES}; got "left_to_right"', directions="left_to_right"),
+    compact_backward("ValueError: dy must have shape (2, 6, 8, 9); got (2, 4, 8, 9)", dy=zeros(2, 4, 8, 9)),
+    compact_backward("TypeError: dy must be float32 like x; got float64", dy=X.astype(float)),
+    compact_backward(f"ValueError: {COMPACT_NEEDS}; got ('merge',)", needs=("merge",)),
+    compact_backward("TypeError: parameters must be gspn2_cupy.CompactParameters; got None", parameters=None),
 ]
 
 

@@ -76,7 +76,9 @@ def test_every_data_type(dtype):
 
 
 @pytest.mark.parametrize("own_pool", [False, True], ids=["shared pool", "pool of its own"])
-@pytest.mark.parametrize("function", ["line_scan_backward", "propagate", "propagate_backward"])
+@pytest.mark.parametrize(
+    "function", ["line_scan_backward", "propagate", "propagate_backward", "compact_propagate_backward"]
+)
 def test_workspaces_are_not_given_to_others(function, own_pool):
     """A replay writes to the workspaces of its capture: they must be nobody else's by then."""
     import cupy

@@ -46,6 +46,8 @@ def plans(monkeypatch):
         *(("line_scan_backward", shape) for shape in SHAPES if shape[-1] < 1000),  # the others take too long
         *((function, (2, 4, 40, 64)) for function in ("normalize_weights", "propagate", "propagate_backward")),
         ("propagate_backward", (2, 3, 33, 37)),
+        ("compact_propagate", (2, 4, 40, 64)),
+        ("compact_propagate_backward", (2, 4, 40, 64)),
     ],
 )
 def test_results_repeat_bitwise(function, shape, dtype):

@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 from emulator import LIMITS, emulated, require
-from helpers import BACKWARDS, DTYPES, HORIZONTAL, make_scan, make_unit
+from helpers import BACKWARDS, DTYPES, HORIZONTAL, Recorder, make_scan, make_unit
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _launch, _plan, _plan_pixels
+from gspn2_cupy import ALL_DIRECTIONS, _device, _launch, _plan, _plan_pixels, _plan_projection
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._plan import Layout
 
@@ -39,6 +39,7 @@ def all_plans(dtype, direction, shape, groups, *, chunk=None):
     x, g = layout(shape, dtype), layout(shape, state)
     weight = layout((batch, groups, 3, height, width), dtype)
     line = layout((*shape[:2], height if direction in HORIZONTAL else width), state)
+    matrix, bias = layout((shape[1], shape[1]), dtype), layout((shape[1],), dtype)  # to as many channels
     plans = [
         _plan.line_scan_forward(direction, chunk, x, weight, x, line, x, line),
         _plan.line_scan_adjoint(direction, chunk, x, weight, line, g, line),
@@ -47,6 +48,8 @@ def all_plans(dtype, direction, shape, groups, *, chunk=None):
         _plan_pixels.normalize_backward(direction, "softmax", weight, weight, weight),
         _plan_pixels.merge(x.c_name, g, x, g, x, x),
         *_plan_pixels.merge_gradient(x, x, g),
+        _plan_projection.projection(x, matrix, bias, g, x),
+        *_plan_projection.projection_gradient(x, x),
     ]
     return {plan.spec.entry: plan for plan in plans}
 
@@ -82,7 +85,7 @@ def test_a_plan_is_within_what_every_gpu_allows(dtype, direction, shape):
 
 
 def test_plans_see_no_gpu():
-    for module in (_plan, _plan_pixels):
+    for module in (_plan, _plan_pixels, _plan_projection):
         assert "cupy" not in re.sub("gspn2_cupy", "", inspect.getsource(module))
 
 
@@ -113,10 +116,13 @@ def fields(dtype, names):
 def test_structs_agree_with_the_header():
     structs = structs_of_the_header()
     names = {_plan.IMAGE: "Image", _plan.TAPS: "Taps", _plan.LINE: "Line", _plan.SCAN: "Scan", _plan.BANDS: "Bands"}
+    names[_plan_projection.MATRIX] = "Matrix"
     geometries = {
         _plan.GEOMETRY: "Geometry",
         _plan_pixels.NORMALIZE_GEOMETRY: "NormalizeGeometry",
         _plan_pixels.MERGE_GEOMETRY: "MergeGeometry",
+        _plan_projection.PROJECTION_GEOMETRY: "ProjectionGeometry",
+        _plan_projection.PROJECTION_GRADIENT_GEOMETRY: "ProjectionGradientGeometry",
     }
     for dtype, name in (names | geometries).items():
         assert fields(dtype, names) == structs[name], name
@@ -172,8 +178,8 @@ def test_more_elements_than_32_bits_count(dtype, direction):
             )
             elements = batch * (2 * 3 if array.dtype == _plan.TAPS else channels) * height * width
             assert highest == elements - 1 > 2**31, f"{name} of {entry}"
-        if plan.block[0] == _plan.PIXEL_THREADS and "partials" not in entry and entry != "merge_gradient":
-            slices = channels if entry == "merge" else 2
+        if plan.block[0] == _plan.PIXEL_THREADS and not re.search("(merge|projection)_gradient", entry):
+            slices = {"merge": channels, "projection": 1}.get(entry, 2)
             assert plan.grid[0] * plan.block[0] >= batch * slices * height * width
 
 
@@ -208,6 +214,33 @@ def test_the_order_of_a_sum_depends_on_the_number_of_pixels_alone():
         assert second.grid == (1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "pixels", "tiles", "shares"),
+    [
+        (1, 1, 1, 1, 1),
+        (16, 15, 64 * 10, 1, 10),  # the bias fills the tile
+        (16, 16, 64 * 10 + 1, 2, 11),  # the bias has a tile of its own
+        (8, 1152, 10**6, 73, 14),  # about a thousand blocks
+        (2048, 2048, 10**6, 128 * 129, 1),
+    ],
+)
+def test_blocks_of_a_projections_gradient(outputs, inputs, pixels, tiles, shares):
+    first, second = _plan_projection.projection_gradient(
+        layout((1, outputs, 1, pixels), "bfloat16"), layout((1, inputs, 1, pixels), "bfloat16")
+    )
+    assert first.grid == (tiles * shares, 1, 1)
+    assert first.geometry["shares"] == second.geometry["shares"] == shares
+    assert first.workspace == shares * outputs * (inputs + 1)
+    assert second.grid == (math.ceil(outputs * (inputs + 1) / 256), 1, 1)
+
+
+def test_blocks_of_a_projection():
+    x, total = layout((3, 70, 10, 10)), layout((3, 17, 10, 10))
+    plan = _plan_projection.projection(x, layout((17, 70)), layout((17,)), None, total)
+    assert plan.grid == (2 * 3, 1, 1)  # 300 pixels of all images, 17 outputs in three tiles
+    assert plan.geometry["scan"]["channels"] == 1
+
+
 @pytest.mark.parametrize("chunk", [None, 1, 7, 30, 10**18])
 def test_chunk(chunk):
     scan = all_plans("float32", "top_to_bottom", (1, 2, 30, 5), 1, chunk=chunk)["line_scan_forward"].geometry["scan"]
@@ -231,27 +264,14 @@ def test_bytes_moved_are_those_counted_by_hand(dtype, size, state):
         "merge": 3 * image * size + 2 * image * state,  # u, sum, states; h, before
         "merge_gradient_partials": 2 * image * size + image * state + 2 * 8,  # dy, u; h; the sums of two blocks
         "merge_gradient": 2 * 8 + size,
+        "projection": (2 * image + 6 * 6 + 6) * size + image * state,  # x, sum, weight, bias; before
+        "projection_gradient_partials": 2 * image * size + 2 * 6 * 7 * 8,  # g, x; two shares of weight and bias
+        "projection_gradient": 2 * 6 * 7 * 8 + 6 * 7 * size,
     }
     assert {entry: plan.bytes_moved for entry, plan in plans.items()} == expected
 
 
 # --- what calls launch and allocate -----------------------------------------------------------------------------------
-
-
-class Recorder:
-    """A launcher that launches nothing and remembers what it was asked for."""
-
-    limits = LIMITS
-
-    def __init__(self):
-        self.launched, self.allocated = [], []
-
-    def compile(self, spec):
-        return lambda *_: self.launched.append(spec.entry)
-
-    def empty(self, shape, dtype):
-        self.allocated.append((shape, np.dtype(dtype)))
-        return np.empty(shape, dtype)
 
 
 def record(function, *arrays, **options):
@@ -296,6 +316,39 @@ def test_launches_of_a_unit():
         "line_scan_gradients",
         "normalize_backward",
     ]
+
+
+def test_launches_of_the_compact_unit():
+    x, parameters = np.ones((2, 6, 5, 7), "float32"), gspn2_cupy.compact_parameters(6, 4, directions=ALL_DIRECTIONS[:1])
+    options = {"directions": ALL_DIRECTIONS[:1]}
+    gates = ["projection"] * 4  # proxies, logits, λ, u
+    unit = ["normalize", "line_scan_forward", "merge"]
+    assert record(gspn2_cupy.compact_propagate, x, parameters, **options).launched == [*gates, *unit, "projection"]
+    gradient = ["projection_gradient_partials", "projection_gradient"]
+    backward = record(gspn2_cupy.compact_propagate_backward, x, x, parameters, **options).launched
+    assert backward == [
+        *gates,
+        "projection",  # dq
+        *unit,  # q and the hidden lines
+        *gradient,
+        *["normalize", "merge", "line_scan_adjoint", "merge", "merge"],  # dh, dx, du
+        *["merge_gradient_partials", "merge_gradient", "line_scan_gradients", "normalize_backward"],
+        *["projection"] * 3,  # dp, a term for each of logits, λ and u
+        "projection",  # dx
+        *gradient * 4,
+    ]
+    needs_x = record(gspn2_cupy.compact_propagate_backward, x, x, parameters, **options, needs=["x"]).launched
+    assert not set(gradient) & set(needs_x)
+
+
+@every_dtype
+def test_workspace_of_the_compact_unit(dtype):
+    """The sum of a proxy's gradients is carried in the state's type, which the 16-bit types pay an image for."""
+    dy, weight = np.ones((2, 6, 5, 7), DTYPES[dtype]), np.ones((6, 4), DTYPES[dtype])
+    for terms, sums in ((1, 0), (3, dtype in ("float16", "bfloat16"))):
+        recorder = record(_device.project_back, [(dy, weight)] * terms)
+        assert recorder.launched == ["projection"] * terms
+        assert len(recorder.allocated) == 1 + sums
 
 
 def test_only_what_is_needed_is_launched():

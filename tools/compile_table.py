@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _warmup
 from gspn2_cupy._plan import DeviceLimits, KernelSpec
 from tools import nvrtc
@@ -119,6 +120,8 @@ def specialisations(architecture: int) -> tuple[Specialisation, ...]:
                     _warmup._make_calls(_checks.warmup(shape, kind.numpy_dtype, **options))
             for call in _scans(kind):
                 _scan(*call)
+            for channels, proxies in ((8, 2), (1152, 64)):
+                _compact_unit(kind, channels, proxies)
     return tuple(sorted(recorder.seen.values(), key=lambda seen: (seen.spec.source, str(seen.spec))))
 
 
@@ -154,6 +157,14 @@ def _scan(
     lam = x if has_lam else None
     _device.line_scan(x, weight, lam, direction=direction, chunk=chunk)
     _device.line_scan_backward(x, x, weight, lam, direction=direction, chunk=chunk)
+
+
+def _compact_unit(kind: _arrays.DataType, channels: int, proxies: int) -> None:
+    """Call the compact unit and its backward."""
+    x = array((2, channels, 14, 14), kind.numpy_dtype)
+    parameters = gspn2_cupy.compact_parameters(channels, proxies, dtype=kind.numpy_dtype)
+    gspn2_cupy.compact_propagate(x, parameters)
+    gspn2_cupy.compact_propagate_backward(x, x, parameters)
 
 
 # --- what each one needs ----------------------------------------------------------------------------------------------

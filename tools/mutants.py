@@ -240,6 +240,86 @@ ALL += _mutants(
 )
 
 ALL += _mutants(
+    "projection.cu",
+    ("forget the bias", "if (bias) total +=", "if (false) total +="),
+    ("forget the sum so far", "if (before) total +=", "if (false) total +="),
+    ("forget the stride of the bias", "bias[output * geometry.bias]", "bias[output]"),
+    ("drop the first barrier", "    __syncthreads();\n    for (int entry", "    for (int entry"),
+    ("drop the second barrier", "    __syncthreads();\n    if (!inside) continue;", "    if (!inside) continue;"),
+    ("one pixel too many", "const bool inside = number < geometry", "const bool inside = number <= geometry"),
+    (
+        "swap rows and columns of a tile",
+        "start + entry / OUTPUTS, output = first + entry % OUTPUTS",
+        "start + entry % INPUTS, output = first + entry / INPUTS",
+    ),
+    ("read weights beyond the last output", "input < inputs && output < outputs", "input < inputs"),
+    ("read weights beyond the last input", "input < inputs && output < outputs", "output < outputs"),
+    ("write outputs beyond the last", "if (output >= outputs) break;", "if (output > outputs) break;"),
+    (
+        "a partial tile is taken for a whole one",
+        "inputs - start < INPUTS ? static_cast<int>(inputs - start) : INPUTS",
+        "INPUTS",
+    ),
+    ("inputs of the first tile only", "pixel[(start + i) * geometry.x.channel]", "pixel[i * geometry.x.channel]"),
+    ("skip a tile of inputs", "start += INPUTS)", "start += 2 * INPUTS)"),
+    ("another tile of outputs", "blockIdx.x % tiles", "blockIdx.x / tiles"),
+    (
+        "the layout of another array",
+        "place.in(geometry.sum) + output * geometry.sum.channel",
+        "place.in(geometry.before) + output * geometry.before.channel",
+    ),
+    ("flip a sign", "value[k] = multiply_add(tile[", "value[k] = multiply_add(-tile["),
+)
+
+ALL += _mutants(
+    "projection_gradient.cu",
+    ("drop the first barrier", "    __syncthreads();\n    stage(of_g", "    stage(of_g"),
+    ("drop the second barrier", "    __syncthreads();\n    State step = 0;", "    State step = 0;"),
+    ("forget the bias", "if (inside && channel == one) value = 1;", ""),
+    (
+        "count pixels that are not there into the bias",
+        "if (inside && channel == one) value = 1;",
+        "if (channel == one) value = 1;",
+        "g is 0 there",
+    ),
+    ("one pixel too many", "const bool inside = number < pixels;", "const bool inside = number <= pixels;"),
+    (
+        "read channels beyond the last",
+        "if (inside && channel < channels) value =",
+        "if (inside && channel <= channels) value =",
+    ),
+    ("half of the rows", "row += THREADS / STEP)", "row += 2 * THREADS / STEP)"),
+    ("skip pixels", "start += geometry.shares * STEP)", "start += (geometry.shares + 1) * STEP)"),
+    ("shares overlap", "long long start = share * STEP;", "long long start = 0;"),
+    (
+        "swap the tiles",
+        "of_g[row * (STEP + 1) + k], of_x[column * (STEP + 1) + k]",
+        "of_g[column * (STEP + 1) + k], of_x[row * (STEP + 1) + k]",
+    ),
+    ("one product too few", "for (int k = 0; k < STEP; ++k)", "for (int k = 1; k < STEP; ++k)"),
+    ("the last step alone", "sum += step;", "sum = step;"),
+    (
+        "write beyond the last output",
+        "if (output < geometry.outputs && input < columns)",
+        "if (input < columns)",
+    ),
+    (
+        "write beyond the last input",
+        "if (output < geometry.outputs && input < columns)",
+        "if (output < geometry.outputs)",
+    ),
+    (
+        "another share's place",
+        "partials[(share * geometry.outputs + output)",
+        "partials[((geometry.shares - 1 - share) * geometry.outputs + output)",
+        "shares are summed in another order, the same in every run",
+    ),
+    ("one entry too many", "if (entry >= entries) return;", "if (entry > entries) return;"),
+    ("skip the first share", "for (long long share = 0;", "for (long long share = 1;"),
+    ("the bias in the place of a weight", "input < geometry.inputs ? dweight", "input <= geometry.inputs ? dweight"),
+)
+
+ALL += _mutants(
     "stable_weights.cuh",
     ("a limit of -41", "LOWEST = -40;", "LOWEST = -41;"),
     ("NaN is limited", "return z < LOWEST ? LOWEST : z;", "return z > LOWEST ? z : LOWEST;"),

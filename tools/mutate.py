@@ -37,7 +37,8 @@ FORWARD = ("tests/test_line_scan.py", "tests/test_pieces.py")
 BACKWARD = ("tests/test_line_scan_backward.py", "tests/test_pieces.py")
 TILES = ("tests/test_tiles.py", "tests/test_aligned_images.py", "tests/test_pieces.py")
 WEIGHTS, UNIT = ("tests/test_normalize.py",), ("tests/test_propagate.py",)
-EVERY = ("tests/test_line_scan.py", "tests/test_line_scan_backward.py", *WEIGHTS, *UNIT)
+COMPACT = ("tests/test_compact.py",)
+EVERY = ("tests/test_line_scan.py", "tests/test_line_scan_backward.py", *WEIGHTS, *UNIT, *COMPACT)
 SELECTIONS = {
     "geometry.cuh": EVERY,
     "state.cuh": EVERY,
@@ -47,6 +48,8 @@ SELECTIONS = {
     "line_scan_gradients.cu": BACKWARD,
     "merge.cu": UNIT,
     "merge_gradient.cu": UNIT,
+    "projection.cu": COMPACT,
+    "projection_gradient.cu": COMPACT,
     "stable_weights.cuh": WEIGHTS,
     "normalize.cu": WEIGHTS,
     "normalize_backward.cu": WEIGHTS,
