@@ -184,7 +184,7 @@ def draw(images, water, said, figures, output):
         found = [100 * share for share in each["found"]]
         axes.plot(names_of_lengths(), found, "o-", label=f"{name}: {each['accuracy']:.1%} of all pixels right")
     axes.set(xlabel="length of the way from the spring, in pixels", ylabel="wet pixels found, %", ylim=(0, 103))
-    axes.legend(loc="lower left")
+    right.legend(loc="outside lower center")
     axes.grid(alpha=0.3)
     figure.savefig(output, dpi=80)
     plt.close(figure)
