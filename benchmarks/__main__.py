@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import all_cases, matching, quick_cases
+from benchmarks.cases import every_case, matching, quick_cases
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -33,6 +33,9 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     )
     run.add_argument("--case-seconds", type=float, help="time limit for timing one case (quick: 0.4, else 2)")
     run.add_argument("--output", type=Path, help="results file; default benchmarks/results/<device>.json")
+    run.add_argument(
+        "--continue", dest="continues", action="store_true", help="go on with a results file of the same commit and GPU"
+    )
     run.add_argument("--commit", help="where the checkout has no git")
     run.add_argument("--list", action="store_true", help="print the ids of the chosen cases and stop")
     table = commands.add_parser("table", help="turn results files into tables")
@@ -52,7 +55,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 def measure(options: argparse.Namespace) -> int:
     """Run the chosen cases."""
     quick = not (options.all or options.only)
-    cases = all_cases() if options.all else matching(options.only) if options.only else quick_cases()
+    cases = every_case() if options.all else matching(options.only) if options.only else quick_cases()
     if not cases:
         print("no case has such an id; --list shows them", file=sys.stderr)
         return 2
@@ -60,9 +63,14 @@ def measure(options: argparse.Namespace) -> int:
         print("\n".join(case.id for case in cases))
         return 0
     from benchmarks.report import tables
-    from benchmarks.runner import Results, run
+    from benchmarks.runner import CannotContinueError, Results, run
 
-    results = Results(options.output, options.seconds or (95 if quick else 3600), options.commit)
+    limit = options.seconds or (95 if quick else 3600)
+    try:
+        results = Results(options.output, limit, options.commit, options.continues)
+    except CannotContinueError as error:
+        print(error, file=sys.stderr)
+        return 2
     content = run(results, cases, options.case_seconds or (0.4 if quick else 2.0), lambda text: print(text, flush=True))
     print(f"\n{tables([content])}\n\nwritten to {results.path}")
     return 0 if all(record["status"] != "failed" for record in content["cases"]) else 1

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gspn2_cupy import ALL_DIRECTIONS
+from gspn2_cupy.reference import HORIZONTAL
 
 # name: ((B, C, H, W), whom it stands for)
 SHAPES = {
@@ -50,6 +51,11 @@ class Case:
     def groups(self) -> int:
         """G."""
         return self.shape[1] if self.weights == "per_channel" else 1
+
+    @property
+    def lines(self) -> int:
+        """Lines of a scan in the case's direction."""
+        return self.shape[3 if self.direction in HORIZONTAL else 2]
 
     @property
     def itemsize(self) -> int:
@@ -114,9 +120,9 @@ BASELINES = {
     "per_line_eager": ("forward", ("float32",)),  # GSPN-1's method: a launch per line
     "per_line_graph": ("forward", ("float32",)),
     "triton": ("forward", DTYPES),
-    "torch_compile": ("forward", DTYPES),
     "separate_scans": ("unit", DTYPES),
     "attention": ("unit", ("bfloat16",)),  # another operator, which users would put in its place
+    "torch_compile": ("forward", DTYPES),  # the last one, because it compiles for long
 }
 
 
@@ -165,3 +171,8 @@ def matching(patterns: Iterable[str]) -> list[Case]:
 def quick_cases() -> list[Case]:
     """Return the quick selection."""
     return matching(QUICK)
+
+
+def every_case() -> list[Case]:
+    """Return every case, the quick selection first, so that a run cut short has what matters most."""
+    return list(dict.fromkeys((*quick_cases(), *all_cases())))

@@ -16,7 +16,7 @@ import numpy as np
 
 import gspn2_cupy
 from benchmarks.timing import Timing
-from gspn2_cupy import _checks, _launch, _plan, _plan_tiles, reference
+from gspn2_cupy import _checks, _launch, _plan, _plan_forward, _steps, reference
 from gspn2_cupy._arrays import data_type
 
 SMALL = (1, 8, 32, 32)  # so small that the device never keeps the host waiting
@@ -84,8 +84,8 @@ def host_side() -> Iterator[tuple[str, Callable[[], object]]]:
     limits = _plan.DeviceLimits("NVIDIA H200", (9, 0), 132, 232448, 233472, 2048, 60 << 20)
     given = (limits, "left_to_right", None, x, weight, lam, None, x, None)
     yield "arguments checked", lambda: _checks.line_scan(*scan, **options)
-    yield "plan found in its cache", lambda: _plan_tiles.line_scan_forward(*given)
-    yield "plan made anew", lambda: _plan_tiles.line_scan_forward.__wrapped__(*given)
+    yield "plan found in its cache", lambda: _plan_forward.line_scan_forward(*given)
+    yield "plan made anew", lambda: _plan_forward.line_scan_forward.__wrapped__(*given)
 
 
 def _layout(array: np.ndarray) -> _plan.Layout:
@@ -142,8 +142,8 @@ def device_calls(gpu: Any) -> Iterator[tuple[str, Callable[[], object]]]:
     with recorded() as plans:
         gspn2_cupy.line_scan(*scan, **options, out=out)
     launcher, (plan,) = _launch.cupy_launcher(0), plans
-    extra = launcher.zeros((max(plan.workspace, 1),), "uint64")
-    yield "launch of a plan at hand", lambda: _launch.run(launcher, plan, *scan, None, out, None, extra)
+    workspace = _steps.scan_workspace(launcher, plan, data_type(out.dtype).state)
+    yield "launch of a plan at hand", lambda: _launch.run(launcher, plan, *scan, None, out, None, *workspace)
     graph = gpu.capture(lambda: gspn2_cupy.line_scan(*scan, **options, out=out))
     yield "replay of a graph of one call", graph.launch
     try:

@@ -67,7 +67,9 @@ MODULES = {
     "triton": "baselines_triton",
 }
 ENTRIES = {"triton": "triton_scan"}  # where the function has another name
-NEEDS = {"attention": ("torch",), "torch_compile": ("torch",), "triton": ("torch", "triton")}
+NEEDS = {"attention": ("torch",), "torch_compile": ("torch", "triton"), "triton": ("torch", "triton")}
+MOST_LINES = 64  # of a loop that torch.compile is asked to unroll
+SECONDS_A_LINE = 1.0  # that it may take for each
 
 
 def build(case: Case, arrays: Arrays) -> Call:
@@ -79,6 +81,11 @@ def build(case: Case, arrays: Arrays) -> Call:
         raise MissingError(f"not installed: {', '.join(missing)}")
     module = importlib.import_module(f"benchmarks.{MODULES[case.implementation]}")
     return getattr(module, ENTRIES.get(case.implementation, case.implementation))(case, arrays)
+
+
+def seconds_to_compile(case: Case) -> float:
+    """Return the seconds that may pass before a case's first call."""
+    return SECONDS_A_LINE * case.lines if case.implementation == "torch_compile" and case.lines <= MOST_LINES else 0.0
 
 
 def missing_packages(implementations: Any = BASELINES) -> dict[str, str]:

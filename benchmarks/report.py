@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import ABBREVIATIONS, DTYPES, OPERATIONS, SHAPES, WEIGHTS
+from benchmarks.cases import ABBREVIATIONS, DTYPES, OPERATIONS, SHAPES, WEIGHTS, all_cases
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ARROWS = {"left_to_right": "→", "right_to_left": "←", "top_to_bottom": "↓", "bottom_to_top": "↑", "four": "✢"}
@@ -74,8 +74,8 @@ def _cell(records: list[dict[str, Any]]) -> str:
 def baselines_table(content: Content) -> str:
     """Return every baseline beside our own time for the same."""
     ours = {r["id"]: r for r in _ok(content) if r["implementation"] == "ours"}
-    rows = []
-    for r in _ok(content):
+    rows, order = [], {case.id: place for place, case in enumerate(all_cases())}  # whatever order they were run in
+    for r in sorted(_ok(content), key=lambda r: order.get(r["id"], len(order))):
         own = ours.get(r["id"].removesuffix(f"-{r['implementation']}"))
         if r["implementation"] == "ours" or own is None:
             continue

@@ -24,15 +24,24 @@ from benchmarks import host
 from benchmarks.byte_model import bytes_moved
 from benchmarks.cases import OPERATIONS, Case
 from benchmarks.check import check
-from benchmarks.implementations import PREALLOCATED, LeftOutError, MissingError, build, missing_packages
+from benchmarks.implementations import (
+    PREALLOCATED,
+    LeftOutError,
+    MissingError,
+    build,
+    missing_packages,
+    seconds_to_compile,
+)
 from benchmarks.plans import plans_of, recorded
 from gspn2_cupy import _launch
-from gspn2_cupy.reference import HORIZONTAL
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
 NO_GPU = "no GPU"
-LEAST_SECONDS = 2.0  # left for a case to be begun
+LEAST_SECONDS = 2.0  # left for a case to be begun, beside what it compiles
+NO_TIME = "no time left"
+CHANGED = ", changed"  # behind a commit from which files differ
+BELONGS = ("commit", "device", "driver", "cuda_runtime", "nvrtc", "cupy", "torch", "triton")  # alike in all of a file
 HANG = 60  # seconds beyond the limit after which the device counts as hung
 COMPILERS = 14
 
@@ -94,8 +103,9 @@ def _measure(gpu: Any, case: Case, limit: float, record: dict[str, Any], then: A
         kept[s] = None
         kept[s] = calls[s]()
 
-    per_line = case.implementation.startswith("per_line")
-    nodes = case.shape[3 if case.direction in HORIZONTAL else 2] if per_line else max(len(plans), 4)
+    record |= getattr(calls[0], "facts", {})
+    launches_a_line = {"per_line_eager": 1, "per_line_graph": 1, "torch_compile": 2}.get(case.implementation, 0)
+    nodes = launches_a_line * case.lines or max(len(plans), 4)
     graph = not case.implementation.endswith("_eager")
     record |= {"sets": sets, "time": gpu.time(run, sets, limit, nodes, graph, then).record()}
 
@@ -185,13 +195,17 @@ def _tell(*command: str) -> str | None:
 def commit() -> str | None:
     """Return the checkout's commit, marked where files differ from it."""
     found = _tell("git", "rev-parse", "--short=12", "HEAD")
-    return f"{found}, changed" if found and _tell("git", "status", "--porcelain", "--", "gspn2_cupy", "cuda") else found
+    return f"{found}{CHANGED}" if found and _tell("git", "status", "--porcelain", "--", "gspn2_cupy", "cuda") else found
+
+
+class CannotContinueError(RuntimeError):
+    """A results file is of another commit or machine."""
 
 
 class Results:
     """The file that grows with every case, so that what was measured is kept whatever happens."""
 
-    def __init__(self, path: Path | None, limit: float, said: str | None):
+    def __init__(self, path: Path | None, limit: float, said: str | None, continues: bool = False):
         self.reason = cuda_available()
         self.content: dict[str, Any] = {
             "format": 1,
@@ -203,8 +217,30 @@ class Results:
             "cases": [],
         }
         self.path = path or RESULTS / f"{self.content['machine']['device'].lower().replace(' ', '_')}.json"
+        if continues and self.path.exists():
+            self.content = self._continued(json.loads(self.path.read_text(encoding="utf-8")))
+        self.before = self.content.get("seconds", 0.0)
         self.started = time.perf_counter()
         self.deadline = self.started + limit
+
+    def _continued(self, earlier: dict[str, Any]) -> dict[str, Any]:
+        """Return an earlier run's content, to be added to; raise if its figures would not belong with this run's."""
+        facts = [{"commit": each.get("commit"), **each["machine"]} for each in (earlier, self.content)]
+        differ = [name for name in BELONGS if facts[0].get(name) != facts[1].get(name)]
+        unsure = not facts[0]["commit"] or facts[0]["commit"].endswith(CHANGED)
+        if earlier.get("format") != self.content["format"] or differ or unsure:
+            why = ", ".join(f"{name} {facts[0].get(name)} there, {facts[1].get(name)} here" for name in differ)
+            raise CannotContinueError(f"{self.path} cannot be continued: {why or 'its commit is not known'}")
+        return {**earlier, "continued": [*earlier.get("continued", []), self.content["date"]]}
+
+    def rest(self, cases: list[Case]) -> list[Case]:
+        """Return the cases still to be run: those without a record, then those that failed; their records go."""
+        again = {record["id"] for record in self.content["cases"] if record["status"] == "failed"}
+        again.add(self.content.pop("running", None))  # where the device hung
+        kept = [r for r in self.content["cases"] if r["id"] not in again and r.get("reason") != NO_TIME]
+        self.content["cases"] = kept
+        done = {record["id"] for record in kept}
+        return sorted((case for case in cases if case.id not in done), key=lambda case: case.id in again)
 
     def left(self) -> float:
         """Return the seconds left."""
@@ -212,7 +248,7 @@ class Results:
 
     def save(self, **more: Any) -> None:
         """Write everything so far."""
-        self.content |= {**more, "seconds": time.perf_counter() - self.started}
+        self.content |= {**more, "seconds": self.before + time.perf_counter() - self.started}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.content, indent=1, default=str)
         fresh = self.path.with_suffix(".tmp")
@@ -252,7 +288,9 @@ def line(record: dict[str, Any]) -> str:
 def run(results: Results, cases: list[Case], case_seconds: float, say: Any = print) -> dict[str, Any]:
     """Run everything that the machine can, within the limit."""
     implementations = dict.fromkeys(case.implementation for case in cases)
-    results.save(missing=missing_packages(implementations), reference=[], host=[], accuracy=[], first_calls=[])
+    cases = results.rest(cases)
+    empty = {name: results.content.get(name, []) for name in ("reference", "host", "accuracy", "first_calls")}
+    results.save(missing=missing_packages(implementations), **empty)
     if results.reason:
         say(f"No GPU here ({results.reason}): the NumPy reference and the host side are measured, no kernel.")
         side = host.collected(host.host_side(), lambda: None)
@@ -263,6 +301,18 @@ def run(results: Results, cases: list[Case], case_seconds: float, say: Any = pri
     with results.watched():
         _run_on_gpu(results, cases, case_seconds, say)
     return results.content
+
+
+def _measure_machine(results: Results, gpu: Any, say: Any) -> None:
+    """Measure what is no case: the largest copy, the host's side, the errors of whole results."""
+    large = gpu.copy(4 << 30)
+    results.save(copy={"bytes": 4 << 30, "gbps": (4 << 30) / large.median / 1e9, **large.record()})
+    say(f"copy of 4 GiB: {results.content['copy']['gbps']:.0f} GB/s")
+    side = host.collected(host.host_side(), lambda: None)
+    side += host.collected(host.device_calls(gpu), gpu.stream.synchronize)
+    results.save(host=side, accuracy=host.accuracy(True))
+    for each in side:
+        say(f"{each['name']:40} {each['median'] * 1e6:8.2f} µs" if "median" in each else str(each))
 
 
 def _run_on_gpu(results: Results, cases: list[Case], case_seconds: float, say: Any) -> None:
@@ -276,29 +326,19 @@ def _run_on_gpu(results: Results, cases: list[Case], case_seconds: float, say: A
     say(f"{limits.name}; compiled ahead, {results.left():.0f} s left")
     with opened() as gpu:
         gpu.warm()
-        large = gpu.copy(4 << 30)
-        results.save(copy={"bytes": 4 << 30, "gbps": (4 << 30) / large.median / 1e9, **large.record()})
-        say(f"copy of 4 GiB: {results.content['copy']['gbps']:.0f} GB/s")
-        side = host.collected(host.host_side(), lambda: None)
-        side += host.collected(host.device_calls(gpu), gpu.stream.synchronize)
-        results.save(host=side, accuracy=host.accuracy(True))
-        for each in side:
-            say(f"{each['name']:40} {each['median'] * 1e6:8.2f} µs" if "median" in each else str(each))
+        if not results.content["accuracy"]:
+            _measure_machine(results, gpu, say)
         for case in cases:
-            if results.left() < LEAST_SECONDS:
-                record = {
-                    "id": case.id,
-                    **vars(case),
-                    "shape": case.shape,
-                    "status": "left out",
-                    "reason": "no time left",
-                }
+            if results.left() < LEAST_SECONDS + seconds_to_compile(case):
+                record = {"id": case.id, **vars(case), "shape": case.shape, "status": "left out", "reason": NO_TIME}
             else:
+                results.content["running"] = case.id
                 record = run_case(gpu, case, min(case_seconds, results.left() / 2))
+            results.content.pop("running", None)
             results.content["cases"].append(record)
             results.save()
             say(line(record))
-    if results.left() > 15:
+    if results.left() > 15 and not results.content["first_calls"]:
         try:
             results.save(first_calls=host.first_calls())
         except Exception as error:

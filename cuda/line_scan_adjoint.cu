@@ -39,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       const Band band{row0 - halo_of(scan.width), halo_of(scan.width)};
       const bool inside = band.inside(scan.width);
 
-      stage_weights(stage, weight, geometry.weight, scan, band, t0,
-                    [&](long long t) { return t % scan.chunk != 0 || (t == 0 && dh0); });
+      // the weights of lines that restart, too: nothing is carried on from there
+      stage_weights(stage, weight, geometry.weight, scan, band, t0, [](long long) { return true; });
       for_each_pixel(along, [&](int n, int r) {
         const long long t = t0 + n, i = band.first + r;
         const bool exists = t < scan.lines && i >= 0 && i < scan.width;
@@ -75,7 +75,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
           g[geometry.g.pixel(t0 + n, band.first + r)] = stage.signal[n * PITCH + r];
         }
       });
-      __syncthreads();
     }
   }
 }

@@ -78,7 +78,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
           h[geometry.h.pixel(t0 + n, band.first + r)] = narrow<RESULT>(stage.signal[n * PITCH + r]);
         }
       });
-      __syncthreads();
     }
   }
 }

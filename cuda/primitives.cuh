@@ -21,6 +21,11 @@ __device__ __forceinline__ void block_sync() {
   asm volatile("barrier.sync 0;" ::: "memory");
 }
 
+// Wait for `threads` threads of the block, whole warps, that all name the same barrier (1 to 15).
+__device__ __forceinline__ void group_sync(int barrier, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // --- asynchronous copies from global to shared memory (sm_80) ---------------------------------------------------------
 
 // Start copying 16 bytes, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0. The 256 bytes
@@ -29,6 +34,17 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
   const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(valid_bytes)
                : "memory");
+}
+
+// Start copying a few bytes, both ends aligned to as many.
+template <int Bytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(target), "l"(global), "n"(Bytes) : "memory");
+  }
 }
 
 // Close the group of copies that this thread has started since the last one.

@@ -31,7 +31,8 @@ __device__ __forceinline__ int owned_rows(long long width) {
   return THREADS - 2 * halo_of(width);
 }
 
-// Visit every pixel of a tile once, neighbouring threads on neighbouring addresses: visit(line of the tile, thread's row).
+// Visit every pixel of a tile once, neighbouring threads on neighbouring addresses: visit(line of the tile, thread's row). A
+// thread has the same pixels in every tile, so it may stage over what it has taken out itself.
 template <typename Visit>
 __device__ __forceinline__ void for_each_pixel(bool along, Visit visit) {
   for (int k = threadIdx.x; k < LINES * THREADS; k += THREADS) {
@@ -44,7 +45,8 @@ __device__ __forceinline__ void for_each_pixel(bool along, Visit visit) {
 }
 
 // Shared memory of a block: a tile of the signal, which the scan overwrites by its result, the tile's weights, and two
-// lines that rows exchange with their neighbours, each with a cell beyond either end that stays 0.
+// lines that rows exchange with their neighbours, each with a cell beyond either end that stays 0. The block must meet before
+// it uses these lines.
 struct Stage {
   State* signal;     // [LINES][PITCH]
   State* weight[3];  // [LINES][PITCH] each
@@ -56,7 +58,6 @@ struct Stage {
     for (int k = 0; k < 3; ++k) weight[k] = shared + (k + 1) * LINES * PITCH;
     exchange = shared + 4 * LINES * PITCH;
     for (int k = threadIdx.x; k < 4 * (THREADS + 2); k += THREADS) exchange[k] = State(0);
-    __syncthreads();
   }
   __device__ __forceinline__ State* line(int which) const { return exchange + which * (THREADS + 2) + 1; }
 };

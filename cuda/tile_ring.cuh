@@ -1,144 +1,235 @@
 // Tiles of a slice in shared memory: how rows, lines and arrays lie in a ring of STAGES tiles, and the warps that copy them in
 // and out. See line_scan_tiles.cu for the scan itself.
 //
-// A tile holds LINES lines of BLOCK_ROWS rows of the three weights and of x and λ of BLOCK_CHANNELS channels, in 16-byte
-// vectors of VECTOR elements. A *slot* is what one address in global memory leads to:
-//   ALONG = 1: a row, whose lines are contiguous: SLOT_VECTORS vectors of VECTOR lines each.
-//   ALONG = 0: VECTOR rows, which are contiguous in each line: SLOT_VECTORS = LINES vectors.
+// A tile holds LINES lines of BLOCK_ROWS rows of the three weights and of x and λ of BLOCK_CHANNELS channels, in vectors of 16
+// bytes. A *slot* is what one address in global memory leads to:
+//   ALONG = 1: a row, whose lines are contiguous.
+//   ALONG = 0: as many rows as a vector holds, which are contiguous in each line.
 #pragma once
 
 #include "geometry.cuh"
 #include "primitives.cuh"
-#include "state.cuh"
+#include "scan_lane.cuh"
 
 namespace gspn2 {
 
-constexpr int VECTOR = 16 / sizeof(SCALAR);
-constexpr int WARP_ROWS = 32 * ROWS;                             // rows of a scanning warp, halo included
-constexpr int WARP_STEP = WARP_ROWS - 2 * HALO;                  // rows it owns
-constexpr int BLOCK_ROWS = (WARPS - 1) * WARP_STEP + WARP_ROWS;  // rows of a block, outer halo included
-constexpr int BLOCK_CHANNELS = SETS * CHANNELS;
-constexpr int SCANNERS = 32 * WARPS * SETS;       // threads that scan …
-constexpr int THREADS = SCANNERS + 32 * COPIERS;  // … and that copy
-
-constexpr int ARRAYS = 3 + BLOCK_CHANNELS * (1 + HAS_LAM);  // weights, then x, then λ
-constexpr int SLOTS = ALONG ? BLOCK_ROWS : BLOCK_ROWS / VECTOR;
-constexpr int SLOT_VECTORS = ALONG ? LINES / VECTOR : LINES;
-constexpr int ARRAY_VECTORS = SLOTS * SLOT_VECTORS;
-constexpr int STAGE_VECTORS = ARRAYS * ARRAY_VECTORS;
-
-// Along the scan h leaves through shared memory: over x, unless another warp still reads that x for its halo.
-constexpr bool OVER_X = WARPS == 1;
-constexpr int OUT_VECTORS = ALONG && !OVER_X ? BLOCK_CHANNELS * ARRAY_VECTORS : 0;  // twice: one is filled, one leaves
-constexpr int RING_VECTORS = STAGES * STAGE_VECTORS + 2 * OUT_VECTORS;
-
-static_assert(HALO == 0 ? WARPS == 1 : HALO % ROWS == 0 && HALO % VECTOR == 0 && HALO % LINES == 0, "halo");
-static_assert(ALONG ? LINES % VECTOR == 0 && GROUP == VECTOR : ROWS % VECTOR == 0 && !REVERSED, "vectors");
-static_assert(LINES % GROUP == 0 && STAGES >= 2 && sizeof(State) == 4, "stages");
+constexpr int WARP_ROWS = 32 * ROWS;                             // rows of a scanning warp, halos included
+constexpr int WARP_STEP = WARP_ROWS - 2 * INNER;                 // from warp to warp
+constexpr int BLOCK_ROWS = (WARPS - 1) * WARP_STEP + WARP_ROWS;  // rows of a block, outer halos included
+constexpr int BLOCK_CHANNELS = SETS;
+constexpr int SCANNERS = 32 * WARPS * SETS;  // threads that scan …
+constexpr int COPYING = 32 * COPIERS;        // … and that copy
+constexpr int THREADS = SCANNERS + COPYING;
+constexpr bool PACKED = WARPS == 1 && OUTER == 0;  // a block holds several whole slices, side by side
 
 using Offset = OFFSET;  // int where every array is small enough, long long elsewhere
+using Vector = Pack<unsigned, 4>;
 
-struct alignas(16) Vector {
-  SCALAR value[VECTOR];
+// How an array of T lies in a tile.
+template <typename T>
+struct Layout {
+  static constexpr int VECTOR = 16 / sizeof(T);
+  static constexpr int SLOTS = ALONG ? BLOCK_ROWS : BLOCK_ROWS / VECTOR;
+  static constexpr int SLOT_VECTORS = ALONG ? LINES / VECTOR : LINES;
+  static constexpr int VECTORS = SLOTS * SLOT_VECTORS;
+  static constexpr int COUNT = (VECTORS + COPYING - 1) / COPYING;  // those of a copying thread
+  static_assert(ALONG ? LINES % VECTOR == 0 : BLOCK_ROWS % VECTOR == 0, "whole vectors");
+  static_assert(!ALONG || (SLOT_VECTORS <= 8 && COPYING % (8 * SLOT_VECTORS) == 0), "Strip::place");
+
+  // Rows are dealt out so that the lanes of a warp, which hold ROWS neighbouring rows each, find their rows side by side.
+  static __device__ __forceinline__ int slot_of_row(int row) {
+    return ALONG ? row % ROWS * (BLOCK_ROWS / ROWS) + row / ROWS : row / VECTOR;
+  }
+  static __device__ __forceinline__ int row_of_slot(int slot) {
+    return ALONG ? slot % (BLOCK_ROWS / ROWS) * ROWS + slot / (BLOCK_ROWS / ROWS) : slot * VECTOR;
+  }
+  // Where vector n of a slot lies within the array. Along the scan the vectors of a slot change places from slot to slot, so
+  // that eight lanes that read one vector each, of eight slots, touch all banks.
+  static __device__ __forceinline__ int place(int slot, int n) {
+    if (!ALONG) return n * SLOTS + slot;
+    constexpr int PERIOD = SLOT_VECTORS >= 8 ? 1 : 8 / SLOT_VECTORS;
+    return slot * SLOT_VECTORS + (n ^ (slot / PERIOD % SLOT_VECTORS));
+  }
+  // A vector's first line in the scan, and its line at the lowest address, counted from the tile's first line. Reversed scans
+  // keep the order of addresses, so there a tile's first vector holds its last lines.
+  static __device__ __forceinline__ int first_line(int n) {
+    return REVERSED ? LINES - (n + 1) * VECTOR : ALONG ? n * VECTOR : n;
+  }
+  static __device__ __forceinline__ int lowest_line(int n) { return first_line(n) + (REVERSED ? VECTOR - 1 : 0); }
 };
 
-// Rows are dealt out so that the lanes of a warp, which hold ROWS neighbouring rows each, find their rows side by side.
-__device__ __forceinline__ int slot_of_row(int row) {
-  return ALONG ? row % ROWS * (BLOCK_ROWS / ROWS) + row / ROWS : row / VECTOR;
-}
-__device__ __forceinline__ int row_of_slot(int slot) {
-  return ALONG ? slot % (BLOCK_ROWS / ROWS) * ROWS + slot / (BLOCK_ROWS / ROWS) : slot * VECTOR;
-}
+constexpr int TAPS_VECTORS = Layout<WEIGHT>::VECTORS, IMAGE_VECTORS = Layout<SCALAR>::VECTORS;
+constexpr int STAGE_VECTORS = 3 * TAPS_VECTORS + BLOCK_CHANNELS * (1 + HAS_LAM) * IMAGE_VECTORS;
 
-// Where vector n of a slot lies within an array. Along the scan the vectors of a slot change places from slot to slot, so that
-// eight lanes that read one vector each, of eight slots, touch all banks.
-__device__ __forceinline__ int place(int slot, int n) {
-  if (!ALONG) return n * SLOTS + slot;
-  constexpr int PERIOD = SLOT_VECTORS >= 8 ? 1 : 8 / SLOT_VECTORS;
-  return slot * SLOT_VECTORS + (n ^ (slot / PERIOD % SLOT_VECTORS));
-}
+// Along the scan h leaves through shared memory: over x, but beside the ring where x is of another size, and at the rows that
+// two warps of the block have, one of which may still read x. What lies beside is there twice: one is filled, one leaves.
+constexpr bool OVER_X = sizeof(RESULT) == sizeof(SCALAR);
+constexpr int SHARED_ROWS = (WARPS - 1) * 2 * INNER;
+constexpr int BESIDE_ROWS = !ALONG ? 0 : OVER_X ? SHARED_ROWS : BLOCK_ROWS;
+constexpr int BESIDE_VECTORS =
+    BESIDE_ROWS * (ALONG ? LINES * static_cast<int>(sizeof(RESULT)) / 16 : 0);  // of a channel
+constexpr int RING_VECTORS = STAGES * STAGE_VECTORS + 2 * BLOCK_CHANNELS * BESIDE_VECTORS;
 
-// The line, counted from the tile's first, at the lowest address of vector n of a slot. Reversed scans keep the order of
-// addresses, so there a tile's first vector holds its last lines.
-__device__ __forceinline__ int first_line(int n) {
-  return REVERSED ? (SLOT_VECTORS - n) * VECTOR - 1 : ALONG ? n * VECTOR : n;
-}
-
-// Where a slot's line 0 lies in each array; -1 where there is nothing to read or to write.
-struct Addresses {
-  Offset x[SLOTS], lam[SLOTS], weight[SLOTS], h[SLOTS];
-};
-
-__device__ __forceinline__ Vector* stage_of(Vector* ring, long long tile) {
+__device__ __forceinline__ Vector* stage_of(Vector* ring, int tile) {
   return ring + tile % STAGES * STAGE_VECTORS;
 }
-__device__ __forceinline__ Vector* out_of(Vector* ring, long long tile) {
-  return OVER_X ? stage_of(ring, tile) + 3 * ARRAY_VECTORS : ring + STAGES * STAGE_VECTORS + tile % 2 * OUT_VECTORS;
+__device__ __forceinline__ bool beside(int row) {
+  return ALONG && (!OVER_X || (row >= WARP_STEP && row < WARPS * WARP_STEP && row % WARP_STEP < 2 * INNER));
+}
+__device__ __forceinline__ Vector* ring_beside(Vector* ring, int tile) {
+  return ring + STAGES * STAGE_VECTORS + tile % 2 * BLOCK_CHANNELS * BESIDE_VECTORS;
+}
+__device__ __forceinline__ int place_beside(int row, int n) {
+  using Lay = Layout<RESULT>;
+  constexpr int SLOT_VECTORS = Lay::SLOT_VECTORS, PERIOD = SLOT_VECTORS >= 8 ? 1 : 8 / SLOT_VECTORS;
+  const int which = OVER_X ? (row / WARP_STEP - 1) * 2 * INNER + row % WARP_STEP : Lay::slot_of_row(row);
+  return which * SLOT_VECTORS + (n ^ (which / PERIOD % SLOT_VECTORS));
 }
 
-// A copying thread has the same vectors of every tile, so their addresses stay in registers, and a thread that has written h
-// out may start the next copy over it.
+// Which rows a block has of a unit: BLOCK_CHANNELS slices that share their weights.
+struct Rows {
+  int unit, units, units_of_block, channels, per_group;  // `unit`: the block's first, of `units`
+  int width, first, band_rows;                           // `first`: the row of the slice that the block's first is
+
+  // There are fewer than 2^30 units: 32-bit divisions, on which a block spends its first microsecond.
+  __device__ __forceinline__ bool several() const { return PACKED && units_of_block > 1; }
+  __device__ __forceinline__ int unit_of(int row) const { return several() ? unit + row / width : unit; }
+  __device__ __forceinline__ int row_of(int row) const { return several() ? row % width : first + row; }
+  __device__ __forceinline__ bool exists(int row) const {
+    if (PACKED) return row < units_of_block * width && unit_of(row) < units;
+    return row_of(row) >= 0 && row_of(row) < width && row < band_rows + 2 * OUTER;
+  }
+  __device__ __forceinline__ bool owns(int row) const {
+    return exists(row) && (PACKED || (row >= OUTER && row < OUTER + band_rows));
+  }
+  __device__ __forceinline__ int channel(int row) const { return unit_of(row) * BLOCK_CHANNELS; }
+
+  template <typename Array>  // Image, or Taps, which have a slice per group
+  __device__ __forceinline__ long long slice(const Array& array, int of_unit, bool grouped) const {
+    const int channel_of_all = of_unit * BLOCK_CHANNELS, b = channel_of_all / channels, c = channel_of_all % channels;
+    return array.slice(b, grouped ? c / per_group : c);
+  }
+};
+
+// The vectors of an array of T that a copying thread has of every tile: each COPYING-th of them, from `thread` on.
+template <typename T>
+struct Strip {
+  using Lay = Layout<T>;
+  int thread;
+
+  __device__ __forceinline__ int which(int k) const { return thread + k * COPYING; }
+  __device__ __forceinline__ bool has(int k) const { return Lay::VECTORS % COPYING == 0 || which(k) < Lay::VECTORS; }
+  __device__ __forceinline__ int row(int k) const {
+    return Lay::row_of_slot(ALONG ? which(k) / Lay::SLOT_VECTORS : which(k) % Lay::SLOTS);
+  }
+  __device__ __forceinline__ int n(int k) const {  // the same for all k along the scan
+    return ALONG ? thread % Lay::SLOT_VECTORS : which(k) / Lay::SLOTS;
+  }
+  __device__ __forceinline__ int place(int k) const {  // COPYING vectors hold whole periods of Lay::place
+    return ALONG ? Lay::place(thread / Lay::SLOT_VECTORS, n(0)) + k * COPYING : which(k);
+  }
+  __device__ __forceinline__ bool in(int k, long long left) const { return Lay::first_line(n(k)) < left; }
+};
+
+// A copying thread keeps the addresses of its vectors in registers, and when it has written h out it may start the next copy over
+// it. An address is that of tile 0; -1: nothing is there to be copied.
 struct Copier {
-  static constexpr int COUNT = (ARRAY_VECTORS + 32 * COPIERS - 1) / (32 * COPIERS);
+  Strip<WEIGHT> of_taps;
+  Strip<SCALAR> of_images;
+  Strip<RESULT> of_results;
+  Offset taps[Layout<WEIGHT>::COUNT], x[Layout<SCALAR>::COUNT], lam[Layout<SCALAR>::COUNT];
+  Offset h[ALONG ? Layout<RESULT>::COUNT : 1];
+  int beside_at[BESIDE_ROWS ? Layout<RESULT>::COUNT : 1];  // where h lies beside the ring; -1: over x
 
-  Offset x[COUNT], lam[COUNT], weight[COUNT], h[COUNT];  // of the vector in tile 0
-  int line[COUNT];  // the vector's first line in the scan; past the end if it is missing
-  int place_in_array[COUNT];
+  __device__ __forceinline__ explicit Copier(int thread) : of_taps{thread}, of_images{thread}, of_results{thread} {}
 
-  __device__ __forceinline__ Copier(const Addresses& addresses, const Geometry& geometry, int thread) {
+  // Where a vector of a strip lies in an array; `first`: the slice of the block's first unit, the only one it often has.
+  template <typename T, typename Array>
+  static __device__ __forceinline__ Offset address(const Rows& rows, const Strip<T>& strip, int k, const Array& array,
+                                                   bool grouped, long long first) {
+    const int row = strip.row(k);
+    const long long slice = rows.several() ? rows.slice(array, rows.unit_of(row), grouped) : first;
+    return static_cast<Offset>(slice) + rows.row_of(row) * static_cast<Offset>(array.cross) +
+           Layout<T>::lowest_line(strip.n(k)) * static_cast<Offset>(array.line);
+  }
+
+  // Take up the unit that is to be loaded.
+  __device__ __forceinline__ void aim(const Rows& rows, const Geometry& geometry) {
+    const long long first_taps = rows.slice(geometry.weight, rows.unit, true);
+    const long long first_x = rows.slice(geometry.x, rows.unit, false);
+    const long long first_lam = HAS_LAM ? rows.slice(geometry.lam, rows.unit, false) : 0;
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) {
-      const int which = thread + k * 32 * COPIERS;
-      const bool is = ARRAY_VECTORS % (32 * COPIERS) == 0 || which < ARRAY_VECTORS;
-      const int slot = !is ? 0 : ALONG ? which / SLOT_VECTORS : which % SLOTS;
-      const int n = !is ? 0 : ALONG ? which % SLOT_VECTORS : which / SLOTS;
-      const int lowest = first_line(n);  // at the lowest address
-      const bool exists = is && addresses.x[slot] >= 0;
-      line[k] = exists ? lowest - (REVERSED ? VECTOR - 1 : 0) : 1 << 30;
-      place_in_array[k] = is ? place(slot, n) : -1;
-      x[k] = exists ? addresses.x[slot] + static_cast<Offset>(lowest * geometry.x.line) : 0;
-      lam[k] = exists && HAS_LAM ? addresses.lam[slot] + static_cast<Offset>(lowest * geometry.lam.line) : 0;
-      weight[k] = exists ? addresses.weight[slot] + static_cast<Offset>(lowest * geometry.weight.line) : 0;
-      h[k] = is && addresses.h[slot] >= 0 ? addresses.h[slot] + static_cast<Offset>(lowest * geometry.h.line) : -1;
+    for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
+      const bool exists = of_taps.has(k) && rows.exists(of_taps.row(k));
+      taps[k] = exists ? address(rows, of_taps, k, geometry.weight, true, first_taps) : Offset(-1);
+    }
+#pragma unroll
+    for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
+      const bool exists = of_images.has(k) && rows.exists(of_images.row(k));
+      x[k] = exists ? address(rows, of_images, k, geometry.x, false, first_x) : Offset(-1);
+      if (HAS_LAM) lam[k] = exists ? address(rows, of_images, k, geometry.lam, false, first_lam) : Offset(-1);
+    }
+  }
+  // Take up the unit whose h is to be stored.
+  __device__ __forceinline__ void aim_back(const Rows& rows, const Geometry& geometry) {
+    const long long first = rows.slice(geometry.h, rows.unit, false);
+#pragma unroll
+    for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
+      const int row = of_results.row(k);
+      h[k] = of_results.has(k) && rows.owns(row) ? address(rows, of_results, k, geometry.h, false, first) : Offset(-1);
+      if (BESIDE_ROWS) beside_at[k] = beside(row) ? place_beside(row, of_results.n(k)) : -1;
     }
   }
 
   // Start the copies of a tile of which `left` lines exist; what does not exist becomes 0.
-  __device__ __forceinline__ void load(Vector* stage, const SCALAR* signal, const SCALAR* taps, const SCALAR* scale,
+  __device__ __forceinline__ void load(Vector* stage, const SCALAR* signal, const WEIGHT* weight, const SCALAR* scale,
                                        const Geometry& geometry, long long tile, long long left) const {
-    const long long lines = tile * LINES;
+    const WEIGHT* const first_tap = weight + tile * LINES * geometry.weight.line;
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) {
-      if (ARRAY_VECTORS % (32 * COPIERS) != 0 && place_in_array[k] < 0) continue;
-      const int bytes = line[k] < left ? 16 : 0;
-      Vector* const target = stage + place_in_array[k];
-      const SCALAR* from = taps + lines * geometry.weight.line + weight[k];
+    for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
+      if (!of_taps.has(k)) continue;
+      const bool exists = taps[k] >= 0 && of_taps.in(k, left);
+      const WEIGHT* const from = exists ? first_tap + taps[k] : weight;
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) {
-        copy_async_16(target + tap * ARRAY_VECTORS, from + tap * geometry.weight.tap, bytes);
+        copy_async_16(stage + tap * TAPS_VECTORS + of_taps.place(k), from + tap * geometry.weight.tap, exists ? 16 : 0);
       }
+    }
+    const SCALAR* const first_x = signal + tile * LINES * geometry.x.line;
+    const SCALAR* const first_lam = scale + tile * LINES * geometry.lam.line;
+    Vector* const images = stage + 3 * TAPS_VECTORS;
+#pragma unroll
+    for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
+      if (!of_images.has(k)) continue;
+      const bool exists = x[k] >= 0 && of_images.in(k, left);
+      const SCALAR *const from_x = exists ? first_x + x[k] : signal, *const from_lam =
+                                                                         exists ? first_lam + lam[k] : scale;
 #pragma unroll
       for (int c = 0; c < BLOCK_CHANNELS; ++c) {
-        from = signal + lines * geometry.x.line + c * geometry.x.channel + x[k];
-        copy_async_16(target + (3 + c) * ARRAY_VECTORS, from, bytes);
+        Vector* const target = images + c * IMAGE_VECTORS + of_images.place(k);
+        copy_async_16(target, from_x + c * geometry.x.channel, exists ? 16 : 0);
         if (HAS_LAM) {
-          from = scale + lines * geometry.lam.line + c * geometry.lam.channel + lam[k];
-          copy_async_16(target + (3 + BLOCK_CHANNELS + c) * ARRAY_VECTORS, from, bytes);
+          copy_async_16(target + BLOCK_CHANNELS * IMAGE_VECTORS, from_lam + c * geometry.lam.channel, exists ? 16 : 0);
         }
       }
     }
   }
 
-  // Write a tile's h to global memory, along the scan.
-  __device__ __forceinline__ void store(const Vector* out, SCALAR* result, const Geometry& geometry, long long tile,
-                                        long long left) const {
-    SCALAR* const to = result + tile * LINES * geometry.h.line;
+  // Write a tile's h to global memory, along the scan. `count`: the block's tiles before it, which tells where it lies.
+  __device__ __forceinline__ void store(Vector* ring, int count, RESULT* result, const Geometry& geometry,
+                                        long long tile, long long left) const {
+    RESULT* const to = result + tile * LINES * geometry.h.line;
+    const Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS;
+    const Vector* const aside = ring_beside(ring, count);
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) {
-      if (h[k] < 0 || line[k] >= left) continue;
+    for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
+      if (h[k] < 0 || !of_results.in(k, left)) continue;
+      const bool is_beside = BESIDE_ROWS && beside_at[k] >= 0;
+      const Vector* const from = is_beside ? aside + beside_at[k] : over + of_results.place(k);
 #pragma unroll
       for (int c = 0; c < BLOCK_CHANNELS; ++c) {
-        *reinterpret_cast<Vector*>(to + c * geometry.h.channel + h[k]) = out[place_in_array[k] + c * ARRAY_VECTORS];
+        *reinterpret_cast<Vector*>(to + c * geometry.h.channel + h[k]) =
+            from[c * (is_beside ? BESIDE_VECTORS : IMAGE_VECTORS)];
       }
     }
   }

@@ -1,136 +1,176 @@
-// What a scanning lane does with a tile: ROWS neighbouring rows of CHANNELS channels, a group of GROUP lines at a time.
+// What a scanning lane does with a tile: ROWS neighbouring rows of one channel, a group of GROUP lines at a time.
 #pragma once
 
 #include "tile_ring.cuh"
 
 namespace gspn2 {
 
-constexpr int LANE_VECTORS = ALONG ? ROWS : ROWS / VECTOR * GROUP;  // vectors that a lane reads of an array for a group
+constexpr int ACROSS = ALONG ? 1 : ROWS;  // rows that a lane reads at once
+constexpr int PACK = ALONG ? GROUP : ROWS;
+constexpr int PACKS = ALONG ? ROWS : GROUP;  // in a group
+
+// A tile is scanned in parts of SUB lines, between which halos may be refreshed.
+__device__ constexpr int gcd(int a, int b) {
+  return b == 0 ? a : gcd(b, a % b);
+}
+constexpr int SUB = gcd(LINES, gcd(INNER, OUTER));
+
+static_assert(INNER % ROWS == 0 && OUTER % ROWS == 0 && SUB % GROUP == 0, "whole lanes, groups");
+static_assert(WARPS == 1 ? INNER == 0 : INNER > 0 && OUTER % INNER == 0, "halos");
+static_assert(STAGES >= 2 && sizeof(State) == 4 && (ALONG || !REVERSED), "vertical scans know no reversed lines");
 
 // The vectors of a group of lines.
 struct Group {
-  Vector taps[3][LANE_VECTORS], signal[CHANNELS][LANE_VECTORS], scale[HAS_LAM ? CHANNELS : 1][LANE_VECTORS];
+  Pack<WEIGHT, PACK> taps[3][PACKS];
+  Pack<SCALAR, PACK> signal[PACKS], scale[HAS_LAM ? PACKS : 1];
 
-  // Which vector holds row r of line m of the group, and where in it.
-  static __device__ __forceinline__ constexpr int vector(int r, int m) {
-    return ALONG ? r : m * (ROWS / VECTOR) + r / VECTOR;
-  }
+  // Which pack holds row r of line m of the group, and where in it.
+  static __device__ __forceinline__ constexpr int pack(int r, int m) { return ALONG ? r : m; }
   static __device__ __forceinline__ constexpr int element(int r, int m) {
-    return REVERSED ? VECTOR - 1 - m : ALONG ? m : r % VECTOR;
+    return REVERSED ? GROUP - 1 - m : ALONG ? m : r;
   }
 };
 
 struct Scanner {
-  State state[CHANNELS][ROWS];  // the line before
-  int row0, set;                // first row within the block, channel set
-  bool has_above, has_below;    // whether row0 - 1 and row0 + ROWS are in the image
-  bool keeps;                   // whether these rows are this lane's own
+  State state[ROWS];          // the line before
+  int row0, set, warp, lane;  // first row within the block, channel, warp of the rows, lane
+  bool has_above, has_below;  // whether row0 - 1 and row0 + ROWS are in the image
+  bool exists, mine, keeps;   // whether these rows exist, are this warp's own, are this block's own too
+  State* edges;               // [2][BLOCK_CHANNELS][BLOCK_ROWS]: between warps
+  int exchanges = 0;          // between warps, so far
+  Group group;                // the lines that are computed
+  bool primed = false;        // whether it holds the next ones already
 
-  // Where vector v of the group that starts at line n0 lies within an array of a tile.
-  __device__ __forceinline__ int place_of(int v, int n0) const {
-    if (ALONG) return place(slot_of_row(row0 + v), REVERSED ? SLOT_VECTORS - 1 - n0 / VECTOR : n0 / VECTOR);
-    return place(slot_of_row(row0 + v % (ROWS / VECTOR) * VECTOR), n0 + v / (ROWS / VECTOR));
+  // Neighbouring elements of pack p of the group that starts at line n0, in an array of T.
+  template <typename T>
+  __device__ __forceinline__ Pack<T, PACK> pack_at(const Vector* array, int p, int n0) const {
+    using Lay = gspn2::Layout<T>;
+    Pack<T, PACK> result;
+    if (ALONG) {
+      const int n = (REVERSED ? LINES - GROUP - n0 : n0) / Lay::VECTOR;
+#pragma unroll
+      for (int v = 0; v < PACK / Lay::VECTOR; ++v) {
+        reinterpret_cast<Vector&>(result.value[v * Lay::VECTOR]) = array[Lay::place(Lay::slot_of_row(row0 + p), n + v)];
+      }
+    } else {
+      constexpr int PART = PACK > Lay::VECTOR ? Lay::VECTOR : PACK;
+      const T* const line = reinterpret_cast<const T*>(array + (n0 + p) * Lay::SLOTS) + row0;
+#pragma unroll
+      for (int k = 0; k < PACK; k += PART) {
+        reinterpret_cast<Pack<T, PART>&>(result.value[k]) = *reinterpret_cast<const Pack<T, PART>*>(line + k);
+      }
+    }
+    return result;
   }
 
   __device__ __forceinline__ void read(Group& group, const Vector* stage, int n0) const {
+    const Vector* const images = stage + 3 * TAPS_VECTORS + set * IMAGE_VECTORS;
 #pragma unroll
-    for (int v = 0; v < LANE_VECTORS; ++v) {
-      const Vector* const from = stage + place_of(v, n0);
+    for (int p = 0; p < PACKS; ++p) {
 #pragma unroll
-      for (int tap = 0; tap < 3; ++tap) group.taps[tap][v] = from[tap * ARRAY_VECTORS];
-#pragma unroll
-      for (int c = 0; c < CHANNELS; ++c) {
-        group.signal[c][v] = from[(3 + set * CHANNELS + c) * ARRAY_VECTORS];
-        if (HAS_LAM) group.scale[c][v] = from[(3 + BLOCK_CHANNELS + set * CHANNELS + c) * ARRAY_VECTORS];
-      }
+      for (int tap = 0; tap < 3; ++tap) group.taps[tap][p] = pack_at<WEIGHT>(stage + tap * TAPS_VECTORS, p, n0);
+      group.signal[p] = pack_at<SCALAR>(images, p, n0);
+      if (HAS_LAM) group.scale[p] = pack_at<SCALAR>(images + BLOCK_CHANNELS * IMAGE_VECTORS, p, n0);
     }
   }
 
-  // h[t,i] = w0[t,i]·h[t-1,i-1] + w1[t,i]·h[t-1,i] + w2[t,i]·h[t-1,i+1] + λ[t,i]·x[t,i] for line m of the group. The result
-  // takes the place of x.
-  __device__ __forceinline__ void advance(Group& group, int m, bool restarts) {
-    const auto value = [&](const Vector* vectors, int r) {
-      return widen(vectors[Group::vector(r, m)].value[Group::element(r, m)]);
-    };
+  __device__ __forceinline__ void advance(const Group& group, Pack<RESULT, PACK> (&result)[PACKS], int m,
+                                          bool restarts) {
+    State taps[3][ROWS], signal[ROWS];
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c) {
-      State line[ROWS];
+    for (int r = 0; r < ROWS; ++r) {
+      const int p = Group::pack(r, m), k = Group::element(r, m);
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
-        line[r] = value(group.signal[c], r);
-        if (HAS_LAM) line[r] *= value(group.scale[c], r);
-      }
-      if (!restarts) {
-        State* const h = state[c];
-        const State above = __shfl_up_sync(0xffffffffu, h[ROWS - 1], 1);
-        const State below = __shfl_down_sync(0xffffffffu, h[0], 1);
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-          const bool first = r == 0, last = r == ROWS - 1;
-          line[r] = multiply_add(value(group.taps[1], r), h[r], line[r]);
-          if (!last || has_below) line[r] = multiply_add(value(group.taps[2], r), last ? below : h[r + !last], line[r]);
-          if (!first || has_above)
-            line[r] = multiply_add(value(group.taps[0], r), first ? above : h[r - !first], line[r]);
-        }
-      }
-#pragma unroll
-      for (int r = 0; r < ROWS; ++r) {
-        state[c][r] = line[r];
-        group.signal[c][Group::vector(r, m)].value[Group::element(r, m)] = narrow<SCALAR>(line[r]);
-      }
+      for (int tap = 0; tap < 3; ++tap) taps[tap][r] = group.taps[tap][p].widened(k);
+      signal[r] = group.signal[p].widened(k);
+      if (HAS_LAM) signal[r] *= group.scale[p].widened(k);
     }
+    scan_line(state, taps, signal, restarts, has_above, has_below);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) result[Group::pack(r, m)].value[Group::element(r, m)] = narrow<RESULT>(state[r]);
   }
 
   // Along the scan: leave h for the copying warps.
-  __device__ __forceinline__ void leave(const Group& group, Vector* out, int n0) const {
+  __device__ __forceinline__ void leave(const Pack<RESULT, PACK> (&result)[PACKS], Vector* ring, int count,
+                                        int n0) const {
+    using Lay = gspn2::Layout<RESULT>;
     if (!keeps) return;
+    const int n = (REVERSED ? LINES - GROUP - n0 : n0) / Lay::VECTOR;
+    const bool is_beside = beside(row0);
+    Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS + set * IMAGE_VECTORS;
+    Vector* const aside = ring_beside(ring, count) + set * BESIDE_VECTORS;
 #pragma unroll
-    for (int v = 0; v < LANE_VECTORS; ++v) {
+    for (int p = 0; p < PACKS; ++p) {
 #pragma unroll
-      for (int c = 0; c < CHANNELS; ++c)
-        out[place_of(v, n0) + (set * CHANNELS + c) * ARRAY_VECTORS] = group.signal[c][v];
-    }
-  }
-
-  // Across the scan: write h, which has `count` lines left from n0 on.
-  __device__ __forceinline__ void write(const Group& group, SCALAR* to, const Image& h, int n0, int count) const {
-    if (!keeps) return;
-#pragma unroll
-    for (int v = 0; v < LANE_VECTORS; ++v) {
-      const int m = v / (ALONG ? 1 : ROWS / VECTOR), part = v % (ALONG ? 1 : ROWS / VECTOR);
-      if (n0 + m >= count) continue;
-#pragma unroll
-      for (int c = 0; c < CHANNELS; ++c) {
-        *reinterpret_cast<Vector*>(to + part * VECTOR + (n0 + m) * h.line + c * h.channel) = group.signal[c][v];
+      for (int v = 0; v < PACK / Lay::VECTOR; ++v) {
+        Vector* const to =
+            is_beside ? aside + place_beside(row0 + p, n + v) : over + Lay::place(Lay::slot_of_row(row0 + p), n + v);
+        *to = reinterpret_cast<const Vector&>(result[p].value[v * Lay::VECTOR]);
       }
     }
   }
 
-  // Scan a tile. WHOLE: it has all its lines and none restarts; otherwise it has `count`, and line `restart` of it restarts,
-  // then every `chunk` lines.
+  // Across the scan: write h, which has `left` lines from n0 on.
+  __device__ __forceinline__ void write(const Pack<RESULT, PACK> (&result)[PACKS], RESULT* to, const Image& h, int n0,
+                                        int left) const {
+    constexpr int VECTOR = gspn2::Layout<RESULT>::VECTOR, PART = PACK > VECTOR ? VECTOR : PACK;
+    if (!keeps) return;
+#pragma unroll
+    for (int m = 0; m < PACKS; ++m) {
+      if (n0 + m >= left) continue;
+#pragma unroll
+      for (int k = 0; k < PACK; k += PART) {
+        *reinterpret_cast<Pack<RESULT, PART>*>(to + (n0 + m) * h.line + k) =
+            reinterpret_cast<const Pack<RESULT, PART>&>(result[m].value[k]);
+      }
+    }
+  }
+
+  // Every INNER lines the warps of a block refresh their halos: first all give, then, when they have met, all take.
+  __device__ __forceinline__ State* edges_now() const {
+    return edges + (exchanges % 2 * SETS + set) * BLOCK_ROWS + row0;
+  }
+  __device__ __forceinline__ void give_inner() {
+    if (WARPS == 1) return;
+    ++exchanges;
+    if (!mine || (lane >= 2 * INNER / ROWS && lane < 32 - 2 * INNER / ROWS)) return;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) edges_now()[r] = state[r];
+  }
+  __device__ __forceinline__ void take_inner() {
+    if (mine) return;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) state[r] = edges_now()[r];
+  }
+
+  // Scan SUB lines of a tile, from line `first` on. WHOLE: all are there and none restarts; otherwise `left` are, and line
+  // `restart` of them restarts, then every `chunk` lines. `count`: the block's tiles before this one.
   template <bool WHOLE>
-  __device__ __forceinline__ void scan(const Vector* stage, Vector* out, SCALAR* to, const Image& h, int count,
+  __device__ __forceinline__ void scan(Vector* ring, int count, int first, RESULT* to, const Image& h, int left,
                                        int restart, int chunk) {
-    Group group;
-    if (WHOLE) read(group, stage, 0);
-#pragma unroll(WHOLE ? LINES / GROUP : 1)
-    for (int n0 = 0; n0 < (WHOLE ? LINES : count); n0 += GROUP) {
+    const Vector* const stage = stage_of(ring, count);
+    if (WHOLE && AHEAD && !primed) read(group, stage, first);
+#pragma unroll(WHOLE ? SUB / GROUP : 1)
+    for (int n0 = 0; n0 < (WHOLE ? SUB : left); n0 += GROUP) {
       Group next;  // on its way from shared memory while this one is computed
-      if (!WHOLE) read(group, stage, n0);
-      if (WHOLE && n0 + GROUP < LINES) read(next, stage, n0 + GROUP);
+      if (!WHOLE || !AHEAD) read(group, stage, first + n0);
+      const bool goes_on = n0 + GROUP < SUB || first + SUB < LINES;
+      if (WHOLE && AHEAD && goes_on) read(next, stage, first + n0 + GROUP);
+      Pack<RESULT, PACK> result[PACKS];
 #pragma unroll
       for (int m = 0; m < GROUP; ++m) {
         const bool restarts = !WHOLE && n0 + m == restart;
         if (restarts) restart += chunk;
-        if (WHOLE || n0 + m < count) advance(group, m, restarts);
+        if (WHOLE || n0 + m < left) advance(group, result, m, restarts);
       }
       if (ALONG) {
-        leave(group, out, n0);
+        leave(result, ring, count, first + n0);
       } else {
-        write(group, to, h, n0, WHOLE ? LINES : count);
+        write(result, to, h, n0, WHOLE ? SUB : left);
       }
-      if (WHOLE && n0 + GROUP < LINES) group = next;
+      if (WHOLE && AHEAD && goes_on) group = next;
     }
+    primed = WHOLE && AHEAD && first + SUB < LINES;
   }
 };
 

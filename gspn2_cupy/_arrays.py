@@ -18,27 +18,20 @@ others    DLPack; no bfloat16, which      DLPack                                
 Nothing is copied but what the table says. PyTorch's bfloat16 passes as a view of its bits. On CUDA devices each side
 hands the other its current stream, so the streams wait for each other and the host for none. No library but NumPy is
 ever imported here, with two exceptions at their first use: CuPy when a CUDA array arrives, ml_dtypes when bfloat16
-does.
-
-Freed memory is reused by what is queued next on its own stream, in every library, while other streams may still be busy
-with it. Against that, where CuPy's stream is not the caller's:
-
-- Results lent to PyTorch come back to CuPy through a `_Loan`, which lets CuPy's stream wait for PyTorch's.
-- JAX shows no stream of its computations. So its results are copied into memory of its own, CuPy's stream waits for the
-  copy, and inputs are kept until CuPy's stream is done with them (`retain`), as for every library but PyTorch. They
-  are let go by the next call.
+does. What keeps memory until both streams are done with it is in :mod:`gspn2_cupy._streams`.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+
+from gspn2_cupy._streams import lend
 
 Array: TypeAlias = Any  # numpy.ndarray on the CPU, cupy.ndarray on a CUDA device
 Device: TypeAlias = tuple[str, int]  # ("cpu", 0) or ("cuda", index)
@@ -239,7 +232,7 @@ def _restore_torch(array: Array, _: Any) -> Any:
 def _lend_to_torch(array: Array) -> Array:
     if isinstance(array, np.ndarray):
         return array
-    return _lend(array, sys.modules["torch"].cuda.current_stream(array.data.device_id).cuda_stream)
+    return lend(array, sys.modules["torch"].cuda.current_stream(array.data.device_id).cuda_stream)
 
 
 def _adopt_jax(array: Any) -> tuple[Array, Device] | Refusal:
@@ -270,16 +263,16 @@ def _restore_jax(array: Array, like: Any) -> Any:
     if isinstance(array, np.ndarray):
         (device,) = like.devices()
         return jax.device_put(array, device)
-    if array.size == 0:
-        return jax.numpy.zeros(array.shape, array.dtype, device=next(iter(like.devices())))
     import cupy
 
-    with array.device:  # whose current stream CuPy records
+    with array.device:  # whose current stream CuPy records; and JAX leaves it current after whatever it does
+        if array.size == 0:
+            return jax.numpy.zeros(array.shape, array.dtype, device=next(iter(like.devices())))
         is_bfloat16 = _is_bfloat16(array)
         lent = jax.numpy.from_dlpack(array.view(np.uint16) if is_bfloat16 else array)
         copied = jax.numpy.array(lent, copy=True)  # from_dlpack's own copy=True is unknown to JAX's CUDA plugin
         cupy.from_dlpack(copied)  # CuPy's stream waits for the copy, before its memory is used again
-    return jax.lax.bitcast_convert_type(copied, jax.numpy.bfloat16) if is_bfloat16 else copied
+        return jax.lax.bitcast_convert_type(copied, jax.numpy.bfloat16) if is_bfloat16 else copied
 
 
 def _from_dlpack_of(array: Any) -> Any:
@@ -333,75 +326,6 @@ _KNOWN = {
     ("jaxlib", "ArrayImpl"): JAX,
     ("jax", "Tracer"): JAX,
 }
-
-
-# --- memory across streams --------------------------------------------------------------------------------------------
-
-
-_stranded: list[Any] = []  # kept for good: a graph was being captured that may use it at every replay
-
-
-class _Loan:
-    """Memory of CuPy's, lent to another library's stream: as it comes back, CuPy's stream waits for that one."""
-
-    def __init__(self, cupy: Any, array: Array, lender: Any, borrower: int) -> None:
-        self._cupy, self._array, self._lender, self._borrower = cupy, array, lender, borrower
-
-    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if is_finalizing():
-            return
-        runtime = self._cupy.cuda.runtime
-        with self._array.device:
-            if _captures(runtime, self._lender.ptr) or _captures(runtime, self._borrower):
-                _stranded.append(self._array)
-                return
-            event = self._cupy.cuda.Event(disable_timing=True)
-            runtime.eventRecord(event.ptr, self._borrower)
-            runtime.streamWaitEvent(self._lender.ptr, event.ptr)
-
-
-def _captures(runtime: Any, stream: int) -> bool:
-    """Tell whether a stream is part of a graph's capture, or CUDA refuses to say because one is under way."""
-    try:
-        return bool(runtime.streamIsCapturing(stream))
-    except runtime.CUDARuntimeError:
-        return True
-
-
-def _lend(array: Array, borrower: int) -> Array:
-    """Return an array for another library to use on its current stream and to free."""
-    import cupy
-
-    with array.device:
-        lender = cupy.cuda.get_current_stream()
-    if array.size == 0 or (lender.ptr or 1) == (borrower or 1):  # 0 and 1 both name CUDA's legacy default stream
-        return array
-    loan = _Loan(cupy, array, lender, borrower)
-    memory = cupy.cuda.UnownedMemory(array.data.ptr, array.nbytes, loan, array.data.device_id)
-    return cupy.ndarray(array.shape, array.dtype, cupy.cuda.MemoryPointer(memory, 0), strides=array.strides)
-
-
-_retained: list[tuple[Any, Any]] = []  # (an event, what is kept until it has happened)
-_retaining = threading.Lock()
-
-
-def retain(owner: Any, device: int) -> None:
-    """Keep what a call holds until CuPy's current stream is done with all that is queued; the host doesn't wait."""
-    import cupy
-
-    with cupy.cuda.Device(device):
-        if _captures(cupy.cuda.runtime, cupy.cuda.get_current_stream().ptr):
-            _stranded.append(owner)
-            return
-        event = cupy.cuda.Event(disable_timing=True)
-        event.record()
-    done: list[tuple[Any, Any]] = []
-    with _retaining:
-        before = [*_retained, (event, owner)]
-        _retained.clear()
-        for entry in before:
-            (done if entry[0].done else _retained).append(entry)
-    done.clear()  # outside the lock: what is let go may run code of any library
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ SMALLEST = 1e-3  # a result smaller than this, in the mean, is judged as if it w
 LINE_SCAN, WEIGHTS, UNIT = "line scan", "weights from logits", "several directions"
 PROJECTION = "projection"  # of the compact unit, whose other kernels are those of several directions
 OUTPUTS = 10  # channels that a projection makes: more than a thread of its kernel does
+DRIFT = 3.0  # added to the logits of one side
 MOST_ELEMENTS = 2_400_000  # of an image of a case: the reference needs about a second
 
 
@@ -89,13 +90,22 @@ def make_arrays(case: Case, make: Callable[..., Array]) -> dict[str, Array]:
 
 
 def random_arrays(case: Case, seed: int) -> dict[str, Array]:
-    """Return NumPy arrays of size 1; the weights' rows sum to 1, and weights that must not be used are 7."""
+    """Return NumPy arrays of size 1; the weights' rows sum to 1, and weights that must not be used are 7.
+
+    Weights carry nine tenths of a line one way across in the first half of the scan and the other way in the second, so
+    that what is wrong far out in a halo comes in large enough to be seen. Even ones damp it to nothing in 32 lines.
+    """
     rng = np.random.default_rng(seed)
     kind = data_type(case.dtype)
     assert kind is not None
 
     def rows(direction: str, shape: tuple[int, ...]) -> Array:
-        weight = reference.normalize_weights(rng.uniform(-1, 1, shape), direction=direction, method="softmax")
+        logits = rng.uniform(-1, 1, shape)
+        lines = np.moveaxis(logits, -1 if direction in HORIZONTAL else -2, 0)  # (lines, B, G, 3, pixels)
+        half = len(lines) // 2
+        lines[:half, :, :, 0] += DRIFT
+        lines[half:, :, :, 2] += DRIFT
+        weight = reference.normalize_weights(logits, direction=direction, method="softmax")
         return np.where(weight == 0, 7, weight)
 
     def make(which: str, shape: tuple[int, ...]) -> Array:

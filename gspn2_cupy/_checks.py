@@ -34,9 +34,9 @@ from gspn2_cupy._arrays import (
     library_of,
     overlap,
     overlaps_itself,
-    retain,
 )
 from gspn2_cupy._compact_parameters import CompactParameters, shapes
+from gspn2_cupy._streams import retain
 from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
 
 METHODS = ("sigmoid", "softmax")

@@ -60,7 +60,7 @@ class Layout:
     strides: tuple[int, ...]
     c_name: str
     itemsize: int
-    aligned: bool = True  # whether the first element lies at a multiple of 16 bytes
+    alignment: int = 16  # bytes, 16 at the most, that the first element's address is a multiple of
 
     @property
     def bytes(self) -> int:

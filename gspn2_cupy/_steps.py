@@ -6,11 +6,12 @@ its caller has allocated; None stands for an array that is not there.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from gspn2_cupy import _launch, _plan, _plan_pixels, _plan_projection, _plan_tiles
+from gspn2_cupy import _launch, _plan, _plan_forward, _plan_pixels, _plan_projection
 from gspn2_cupy._arrays import DataType, data_type
 
 Array = Any
@@ -27,12 +28,17 @@ def layout(array: Array) -> _plan.Layout:
     """Return what a plan knows of an array."""
     kind = type_of(array)
     strides = tuple(stride // kind.itemsize for stride in array.strides)
-    return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize, address(array) % 16 == 0)
+    return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize, alignment(array))
 
 
 def address(array: Array) -> int:
     """Return where an array's first element lies."""
     return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)
+
+
+def alignment(array: Array) -> int:
+    """Return the bytes, 16 at the most, that an array's address is a multiple of."""
+    return math.gcd(address(array), 16)
 
 
 def optional_layout(array: Array | None) -> _plan.Layout | None:
@@ -42,7 +48,7 @@ def optional_layout(array: Array | None) -> _plan.Layout | None:
 
 def signature(array: Array | None) -> Any:
     """Return what tells the plans of arrays apart, quicker to compare than layouts."""
-    return None if array is None else (array.shape, array.strides, array.dtype, address(array) % 16 == 0)
+    return None if array is None else (array.shape, array.strides, array.dtype, address(array) & 15)
 
 
 PLANS_KEPT = 4096
@@ -52,6 +58,15 @@ _scan_plans: dict[Any, _plan.LaunchPlan] = {}  # a repeated call finds its plan 
 def hand_through(line: Array, given: Array | None) -> None:
     """A scan of no lines hands on the line it was given, or zeros."""
     line[...] = 0 if given is None else given
+
+
+def scan_workspace(launcher: _launch.Launcher, plan: _plan.LaunchPlan, state: DataType) -> tuple[Array | None, ...]:
+    """Return what a forward scan's kernel takes behind its arrays."""
+    if plan.spec.entry == "line_scan_slices":
+        return ()
+    if plan.spec.entry == "line_scan_tiles":
+        return (launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None,)
+    return (launcher.empty((plan.workspace,), state.numpy_dtype),)
 
 
 # --- the line scan ----------------------------------------------------------------------------------------------------
@@ -78,16 +93,11 @@ def scan(
     plan = _scan_plans.get(key)
     if plan is None:
         layouts = [optional_layout(array) for array in arrays]
-        plan = _plan_tiles.line_scan_forward(launcher.limits, direction, chunk, *layouts)
-        plan = plan or _plan.line_scan_forward(direction, chunk, *layouts)
+        plan = _plan_forward.line_scan_forward(launcher.limits, direction, chunk, *layouts)
         if len(_scan_plans) >= PLANS_KEPT:
             _scan_plans.clear()
         _scan_plans[key] = plan
-    if plan.spec.entry == "line_scan_tiles":
-        workspace = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
-    else:
-        workspace = launcher.empty((plan.workspace,), type_of(x).state.numpy_dtype)
-    _launch.run(launcher, plan, *arrays, workspace)
+    _launch.run(launcher, plan, *arrays, *scan_workspace(launcher, plan, type_of(x).state))
 
 
 def adjoint(

@@ -70,6 +70,31 @@ def why_no_gpu():
 NO_GPU = why_no_gpu()
 
 
+@contextmanager
+def device_kept(runtime):
+    """Begin on the first CUDA device, whatever is current, and see that it is current at the end.
+
+    An earlier test may have started JAX, on the CPU even, which leaves the last device current.
+    """
+    runtime.setDevice(0)
+    yield
+    left = runtime.getDevice()
+    runtime.setDevice(0)  # so that this test fails and not those that follow
+    assert left == 0, f"the test left device {left} current"
+
+
+@pytest.fixture(autouse=True)
+def current_device(request):
+    """Let no test on a GPU leave another device current."""
+    if NO_GPU is not None or request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    import cupy
+
+    with device_kept(cupy.cuda.runtime):
+        yield
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "functions(*names): the public functions that a test of the operator uses")
 

@@ -160,6 +160,8 @@ class PyTorch(CuPy):
 
 
 class Jax(CuPy):
+    """JAX makes every device current in turn as it starts, and later those that it works on, and leaves them so."""
+
     name = "JAX"
     mutable = False
 
@@ -167,16 +169,18 @@ class Jax(CuPy):
         super().__init__()
         self.jax = pytest.importorskip("jax", reason="JAX is not installed")
         try:
-            self.devices = self.jax.devices("cuda")
+            with self.cupy.cuda.Device():  # and back to it
+                self.devices = self.jax.devices("cuda")
         except RuntimeError as error:
             pytest.skip(f"JAX sees no CUDA device: {error}")
 
     def array(self, array, device=0):
-        with self.jax.enable_x64(True):
+        with self.cupy.cuda.Device(), self.jax.enable_x64(True):
             return self.jax.device_put(array.copy(), self.devices[device])
 
     def numpy(self, array):
-        return np.asarray(array)
+        with self.cupy.cuda.Device():
+            return np.asarray(array)
 
     def address(self, array):
         return array.unsafe_buffer_pointer()

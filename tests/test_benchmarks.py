@@ -234,6 +234,12 @@ def test_tables_hold_the_figures_and_name_what_is_missing(tmp_path, capsys):
         assert expected in text
     assert "right_to_left" not in text  # no time of ours beside that baseline
 
+    content = made_up()
+    content["cases"].reverse()
+    write(tmp_path / "a.json", content)
+    assert command.main(["table", results]) == 0
+    assert capsys.readouterr().out == text  # the order in which cases were run doesn't show
+
     page = tmp_path / "page.md"
     page.write_text(f"before\n{report.BEGIN}\nstale figures\n{report.END}\nafter\n")
     assert command.main(["table", results, "--write", str(page)]) == 0

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import shutil
 import sys
 import types
 from contextlib import contextmanager, nullcontext
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import gspn2_cupy
-from benchmarks import cases, check, plans, runner
+from benchmarks import __main__ as command
+from benchmarks import cases, check, implementations, plans, runner
 from benchmarks.byte_model import bytes_moved
 from benchmarks.cases import Case
 from gspn2_cupy import _launch
@@ -85,6 +87,7 @@ def fake_cupy(clock):
     module.empty = lambda shape, dtype=float: np.empty(shape, dtype).view(FakeArray)
     module.zeros = lambda shape, dtype=float: np.zeros(shape, dtype).view(FakeArray)
     module.empty_like = np.empty_like
+    module.from_dlpack = lambda tensor: np.from_dlpack(tensor).view(FakeArray)
     module.get_default_memory_pool = lambda: pool
     module.RawModule = lambda code, options: types.SimpleNamespace(get_function=kernel_of)
     module.cuda = types.SimpleNamespace(
@@ -143,7 +146,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(check, "WINDOW_ELEMENTS", 300)
     clock = {"now": 0.0, "launches": 0, "replays": 0}
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(clock))
-    for name in ("gpu", "baselines"):
+    for name in ("gpu", "baselines", "baselines_torch"):
         monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
     monkeypatch.setattr(_launch, "cupy_launcher", lambda device: types.SimpleNamespace(limits=plans.H200))
 
@@ -155,7 +158,7 @@ def gpu(monkeypatch):
     @contextmanager
     def forget():
         yield module.Gpu()
-        for name in ("gpu", "baselines"):
+        for name in ("gpu", "baselines", "baselines_torch"):
             sys.modules.pop(f"benchmarks.{name}", None)
             vars(sys.modules["benchmarks"]).pop(name, None)
 
@@ -213,3 +216,164 @@ def test_what_cannot_run_says_why(gpu, monkeypatch):
     record = runner.run_case(gpu, case(), 0.1)
     assert record["status"] == "left out"
     assert record["reason"].startswith("needs")
+
+
+# --- the loop under torch.compile -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_on_the_cpu(gpu, monkeypatch):
+    """The baselines that use PyTorch, on CPU tensors of the stand-in's memory."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    monkeypatch.setitem(implementations.NEEDS, "torch_compile", ("torch",))
+    monkeypatch.setitem(cases.SHAPES, "tiny", ((2, 4, 3, 5), "few lines, which compile soon"))
+    from benchmarks import baselines_torch
+
+    monkeypatch.setattr(baselines_torch, "stream", nullcontext)
+    monkeypatch.setattr(baselines_torch, "as_array", timed(gpu.clock, baselines_torch.as_array))
+    return baselines_torch
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler uses what PyTorch deprecates
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_torch_compile_compiles_once_a_case_and_not_while_it_is_timed(gpu, torch_on_the_cpu, dtype):
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    record = runner.run_case(gpu, case(dtype=dtype, implementation="torch_compile"), 0.1)
+    assert record["status"] == "ok", record.get("traceback", record)
+    assert record["sets"] > 1
+    assert counters["stats"]["unique_graphs"] == 1
+    assert 0 < record["compile_seconds"] < record["took"]
+    assert json.loads(json.dumps(record)) is not None
+
+
+@pytest.mark.parametrize("direction", cases.AXES)
+@pytest.mark.parametrize("weights", cases.WEIGHTS)
+def test_the_loop_is_the_scan(torch_on_the_cpu, weights, direction):
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    x, lam = (torch.rand((2, 4, 7, 6), generator=generator) for _ in range(2))
+    weight = torch.rand((2, 4 if weights == "per_channel" else 1, 3, 7, 6), generator=generator) / 3
+    h = torch_on_the_cpu.naive_scan(x, weight, lam, direction)
+    truth = gspn2_cupy.reference.line_scan(*(each.double().numpy() for each in (x, weight, lam)), direction=direction)
+    assert np.linalg.norm(h.numpy() - truth) < 1e-6 * np.linalg.norm(truth)
+
+
+def test_torch_compile_is_left_out_by_name(gpu, torch_on_the_cpu, monkeypatch):
+    each = case(implementation="torch_compile")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_on_the_cpu.shutil, "which", lambda name: None)
+        record = runner.run_case(gpu, each, 0.1)
+        assert (record["status"], record["reason"]) == ("left out", "not installed: a C compiler, for torch.compile")
+    monkeypatch.setitem(cases.SHAPES, "tiny", ((1, 1, 2, 65), "one line more than are unrolled"))
+    record = runner.run_case(gpu, each, 0.1)
+    assert record["status"] == "left out"
+    assert "loop over 65 lines" in record["reason"]
+    monkeypatch.setitem(implementations.NEEDS, "torch_compile", ("torch", "no_such_package"))
+    assert runner.run_case(gpu, each, 0.1)["reason"] == "not installed: no_such_package"
+
+
+# --- many cases in several runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(gpu, monkeypatch, tmp_path):
+    """A function that runs cases, with a limit in seconds, into one file; and the ids of what it ran."""
+    ran = []
+
+    def run_case(gpu, each, limit):
+        ran.append(each.id)
+        now["seconds"] += 10
+        failed = each.dtype == "bfloat16"
+        return {"id": each.id, **vars(each), "status": "failed" if failed else "ok", "reason": "made up", "took": 10.0}
+
+    def run(seconds, *more):
+        ran.clear()
+        now["seconds"] = 0
+        monkeypatch.setattr(command, "every_case", lambda: chosen)
+        given = ["run", "--all", "--output", str(tmp_path / "r.json"), "--seconds", str(seconds), "--commit", "abc"]
+        code = command.main([*given, *more])
+        return code, list(ran), json.loads((tmp_path / "r.json").read_text())
+
+    chosen = [case(dtype=dtype) for dtype in ("bfloat16", "float32", "float64")]
+    chosen.append(case(implementation="torch_compile"))
+    now = {"seconds": 0}
+    for name, value in {
+        "cuda_available": lambda: "",
+        "machine": lambda reason: {"device": "Made-up GPU", "torch": "2.11.0"},
+        "compile_ahead": lambda limits, given: 0.0,
+        "_measure_machine": lambda results, gpu, say: results.save(accuracy=["measured"]),
+        "run_case": run_case,
+        "line": lambda record: record["id"],
+    }.items():
+        monkeypatch.setattr(runner, name, value)
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: now["seconds"])
+    monkeypatch.setattr(runner.host, "first_calls", lambda: ["measured"])
+    monkeypatch.setattr("benchmarks.report.tables", lambda contents: "")
+    monkeypatch.setattr(gpu.__class__, "warm", lambda self: None)
+    run.chosen = chosen
+    return run
+
+
+def test_a_run_goes_on_where_an_earlier_one_ended(runs):
+    half, single, double, compiled = (each.id for each in runs.chosen)
+    code, ran, content = runs(15)
+    assert (code, ran) == (1, [half, single])
+    assert [record["reason"] for record in content["cases"][2:]] == [runner.NO_TIME] * 2
+    assert content["first_calls"] == []
+
+    code, ran, content = runs(46, "--continue")  # what failed comes last; nothing is measured twice
+    assert (code, ran) == (1, [double, compiled, half])
+    assert [record["id"] for record in content["cases"]] == [single, double, compiled, half]
+    assert content["first_calls"] == content["accuracy"] == ["measured"]
+    assert content["seconds"] == 50
+    assert len(content["continued"]) == 1
+
+    assert runs(45, "--continue")[1] == [half]
+    assert runs(100)[1] == [half, single, double, compiled]  # without the option from the start
+
+
+def test_compiling_needs_time(runs):
+    compiled = runs.chosen[-1].id
+    assert compiled not in runs(30 + 24 + 1)[1]  # 24 lines
+    assert compiled in runs(30 + 24 + 3)[1]
+
+
+def test_a_case_that_hung_comes_last(runs, tmp_path):
+    runs(15)
+    content = json.loads((tmp_path / "r.json").read_text())
+    content["cases"], content["running"] = [], runs.chosen[1].id
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    _, ran, content = runs(100, "--continue")
+    assert ran == [runs.chosen[k].id for k in (0, 2, 3, 1)]
+    assert "running" not in content
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"commit": "def"}, "commit def there, abc here"),
+        ({"machine": {"device": "Another GPU", "torch": "2.11.0"}}, "device Another GPU there, Made-up GPU here"),
+        ({"format": 0}, "its commit is not known"),
+    ],
+)
+def test_figures_that_do_not_belong_together_are_not_mixed(runs, tmp_path, capsys, change, why):
+    runs(100)
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = path.read_text()
+    code, ran, _ = runs(100, "--continue")
+    assert (code, ran) == (2, [])
+    assert capsys.readouterr().err.strip() == f"{path} cannot be continued: {why}"
+    assert path.read_text() == before
+
+
+def test_changed_files_are_no_commit_to_continue(runs, tmp_path, capsys):
+    for given in (["--commit", "abc, changed"], ["--commit", "abc, changed", "--continue"]):
+        code, _, _ = runs(100, *given)
+    assert code == 2
+    assert "its commit is not known" in capsys.readouterr().err

@@ -31,15 +31,19 @@ pytestmark = [*needs_gpu, pytest.mark.skipif(NO_GPU is None and devices() < 2, r
 
 @pytest.fixture(params=LIBRARIES)
 def library(request):
-    return LIBRARIES[request.param]()
+    import cupy
+
+    with cupy.cuda.Device(0):  # and back to it: JAX leaves the device current of an array that it frees
+        yield LIBRARIES[request.param]()
 
 
 @pytest.mark.parametrize("current", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_function
-def test_the_arrays_device_not_the_current_one(library, function, current):
+def test_the_arrays_device_not_the_current_one(library, function, dtype, current):
     import cupy
 
-    arrays, options = case(function)
+    arrays, options = case(function, dtype)
     expected = wanted(function, arrays, options)
     for device in (1 - current, current):
         given = {name: library.array(array, device) for name, array in arrays.items()}
@@ -49,6 +53,18 @@ def test_the_arrays_device_not_the_current_one(library, function, current):
         for result, each in zip(results, expected, strict=True):
             assert library.owns(result, device)
             assert_same_bits(library.numpy(result), each)
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_empty_arrays_leave_the_current_device(library, current):
+    import cupy
+
+    arrays, options = case("line_scan", shape=(2, 4, 0, 64))
+    given = {name: library.array(array, 1 - current) for name, array in arrays.items()}
+    with library.current(current):
+        results = run("line_scan", given, options)
+        assert cupy.cuda.runtime.getDevice() == current
+    assert all(library.owns(each, 1 - current) for each in results)
 
 
 @pytest.mark.parametrize("name", ["CuPy", "PyTorch"])

@@ -23,7 +23,7 @@ from gpu_support import (
 )
 from helpers import assert_same_bits
 
-from gspn2_cupy import _arrays
+from gspn2_cupy import _streams
 from gspn2_cupy._adapters import on_stream
 
 pytestmark = needs_gpu
@@ -186,21 +186,21 @@ def test_what_is_kept_for_jax_is_let_go():
     for _ in range(5):
         run("line_scan", given, options)
         library.cupy.cuda.Device().synchronize()
-    assert len(_arrays._retained) <= 1
+    assert len(_streams._retained) <= 1
 
 
 def test_what_is_lent_to_pytorch_comes_back(pool):
     library = PyTorch()
     arrays, options = case("line_scan")
     given = {name: library.array(array) for name, array in arrays.items()}
-    stranded = len(_arrays._stranded)
+    stranded = len(_streams._stranded)
     with library.cupy.cuda.Stream(non_blocking=True):
         for _ in range(20):
             run("line_scan", given, options)
     gc.collect()
     assert pool.used_bytes() == 0
     assert pool.total_bytes() < 8 * arrays["x"].nbytes  # reused, not taken anew
-    assert len(_arrays._stranded) == stranded
+    assert len(_streams._stranded) == stranded
 
 
 def test_results_survive_their_streams():

@@ -28,8 +28,11 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS)
 def why_no_gpu():
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed"
+    import cupy
+
     try:
-        jax.devices("cuda")
+        with cupy.cuda.Device():  # and back to it: JAX leaves the last device current as it starts
+            jax.devices("cuda")
     except RuntimeError as error:
         return f"JAX sees no CUDA device: {error}"
     return None

@@ -193,15 +193,17 @@ def test_out_receives_the_result_and_nothing_beside_it(backend, layout, dtype):
 @every_direction
 @pytest.mark.parametrize("junk", [np.nan, np.inf])
 @pytest.mark.parametrize("chunk", [None, 2])
-def test_weights_without_a_neighbour_are_never_used(backend, direction, chunk, junk):
-    case = make_scan((1, 2, 5, 6), direction)
+@pytest.mark.parametrize("h0", [True, False], ids=["h0", "no h0"])
+def test_weights_without_a_neighbour_are_never_used(backend, direction, h0, chunk, junk):
+    case = make_scan((1, 2, 5, 6), direction, h0=h0)
     clean, dirty = case.weight, case.weight.copy()
     dirty[outside(dirty.shape, direction)] = junk
     length = 6 if direction in ("left_to_right", "right_to_left") else 5
-    for start in range(0, length if chunk else 1, chunk or 1):
-        lines(dirty, direction, start, start + 1)[...] = junk
-    expected = backend(gspn2_cupy.line_scan, case.x, clean, case.lam, direction=direction, chunk=chunk)
-    actual = backend(gspn2_cupy.line_scan, case.x, dirty, case.lam, direction=direction, chunk=chunk)
+    for start in range(0, length, chunk or length):
+        if start > 0 or not h0:
+            lines(dirty, direction, start, start + 1)[...] = junk
+    expected = backend(gspn2_cupy.line_scan, case.x, clean, case.lam, **case.options(chunk))
+    actual = backend(gspn2_cupy.line_scan, case.x, dirty, case.lam, **case.options(chunk))
     assert_same_bits(actual, expected)
 
 

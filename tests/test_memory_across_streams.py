@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gspn2_cupy import _arrays
+from gspn2_cupy import _streams
 
 OURS, THEIRS = 7, 9  # streams
 
@@ -61,8 +61,8 @@ class Cuda:
 def cuda(monkeypatch):
     cuda = Cuda()
     monkeypatch.setitem(sys.modules, "cupy", cuda)
-    monkeypatch.setattr(_arrays, "_stranded", [])
-    monkeypatch.setattr(_arrays, "_retained", [])
+    monkeypatch.setattr(_streams, "_stranded", [])
+    monkeypatch.setattr(_streams, "_retained", [])
     return cuda
 
 
@@ -74,39 +74,39 @@ def array(size=4):
 
 
 def test_our_stream_waits_for_theirs_when_a_loan_comes_back(cuda):
-    lent = _arrays._lend(array(), THEIRS)
+    lent = _streams.lend(array(), THEIRS)
     assert cuda.log == []
     del lent
     assert cuda.log == [("record", THEIRS), ("wait", OURS)]
-    assert _arrays._stranded == []
+    assert _streams._stranded == []
 
 
 def test_nothing_is_lent_on_one_stream_or_without_memory(cuda, monkeypatch):
     same, empty = array(), array(0)
-    assert _arrays._lend(same, OURS) is same
-    assert _arrays._lend(empty, THEIRS) is empty
+    assert _streams.lend(same, OURS) is same
+    assert _streams.lend(empty, THEIRS) is empty
     monkeypatch.setattr(cuda.cuda, "get_current_stream", lambda: SimpleNamespace(ptr=0))
-    assert _arrays._lend(same, 1) is same  # both name the legacy default stream
+    assert _streams.lend(same, 1) is same  # both name the legacy default stream
 
 
 @pytest.mark.parametrize("streams", [{OURS}, {THEIRS}])
 @pytest.mark.parametrize("how", ["capturing", "refusing"])
 def test_what_comes_back_during_a_capture_is_kept(cuda, streams, how):
     kept = array()
-    lent = _arrays._lend(kept, THEIRS)
+    lent = _streams.lend(kept, THEIRS)
     getattr(cuda, how).update(streams)
     del lent
     assert cuda.log == []
-    assert _arrays._stranded == [kept]
+    assert _streams._stranded == [kept]
 
 
 def test_what_is_retained_is_let_go_once_it_is_done(cuda):
     for owner in "abc":
-        _arrays.retain(owner, 0)
-    assert [owner for _, owner in _arrays._retained] == ["a", "b", "c"]
-    cuda.done.add(_arrays._retained[1][0])
-    _arrays.retain("d", 0)
-    assert [owner for _, owner in _arrays._retained] == ["a", "c", "d"]
+        _streams.retain(owner, 0)
+    assert [owner for _, owner in _streams._retained] == ["a", "b", "c"]
+    cuda.done.add(_streams._retained[1][0])
+    _streams.retain("d", 0)
+    assert [owner for _, owner in _streams._retained] == ["a", "c", "d"]
     cuda.capturing.add(OURS)
-    _arrays.retain("e", 0)
-    assert _arrays._stranded == ["e"]
+    _streams.retain("e", 0)
+    assert _streams._stranded == ["e"]

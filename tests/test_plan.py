@@ -298,18 +298,18 @@ def unit_options(**options):
 def test_launches_of_a_unit():
     _, arrays, options = unit_options(u=False, merge=False)
     assert record(gspn2_cupy.propagate, *arrays, **options).launched == [
-        "line_scan_forward",  # the first direction is the sum so far
-        *["line_scan_forward", "merge"] * 3,
+        "line_scan_slices",  # the first direction is the sum so far
+        *["line_scan_slices", "merge"] * 3,
     ]
     unit, arrays, options = unit_options(normalize="softmax")
-    assert record(gspn2_cupy.propagate, *arrays, **options).launched == ["normalize", "line_scan_forward", "merge"] * 4
+    assert record(gspn2_cupy.propagate, *arrays, **options).launched == ["normalize", "line_scan_slices", "merge"] * 4
     backward = record(gspn2_cupy.propagate_backward, unit.dy, *arrays, **options).launched
     assert backward == 4 * [
         "normalize",
         "merge",  # dh
         "line_scan_adjoint",
         "merge",  # dx
-        "line_scan_forward",
+        "line_scan_slices",
         "merge",  # du
         "merge_gradient_partials",
         "merge_gradient",
@@ -322,7 +322,7 @@ def test_launches_of_the_compact_unit():
     x, parameters = np.ones((2, 6, 5, 7), "float32"), gspn2_cupy.compact_parameters(6, 4, directions=ALL_DIRECTIONS[:1])
     options = {"directions": ALL_DIRECTIONS[:1]}
     gates = ["projection"] * 4  # proxies, logits, λ, u
-    unit = ["normalize", "line_scan_forward", "merge"]
+    unit = ["normalize", "line_scan_slices", "merge"]
     assert record(gspn2_cupy.compact_propagate, x, parameters, **options).launched == [*gates, *unit, "projection"]
     gradient = ["projection_gradient_partials", "projection_gradient"]
     backward = record(gspn2_cupy.compact_propagate_backward, x, x, parameters, **options).launched
@@ -409,6 +409,6 @@ def test_printed_when_asked(monkeypatch, capsys):
     assert len(lines) == device.launches - before
     assert [line.partition("<")[0] for line in lines] == [
         "line_scan_adjoint",
-        "line_scan_forward",
+        "line_scan_slices",
         "line_scan_gradients",
     ]

@@ -8,7 +8,7 @@ import pytest
 from helpers import DTYPES, LAYOUTS, assert_close, assert_same_bits, make_unit
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, PropagateGrads
+from gspn2_cupy import ALL_DIRECTIONS, PropagateGrads, _plan_pixels
 
 pytestmark = pytest.mark.functions("propagate", "propagate_backward")
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -249,6 +249,21 @@ def test_a_repeat_gives_the_same_bits(backend, dtype):
     assert_same_bits(forward(backend, unit), forward(backend, unit))
     for a, b in zip(backward(backend, unit), backward(backend, unit), strict=True):
         assert_same_bits(a, b)
+
+
+@every_dtype
+def test_a_sum_of_many_rounds(backend, monkeypatch, dtype):
+    # With blocks of 32 threads, 40 at most, a small image needs what else only 262,144 pixels and more do: threads that
+    # sum several pixels, and several blocks' sums.
+    unit = make_unit((1, 6, 33, 35), ("top_to_bottom", "right_to_left"), dtype)
+    states = forward(backend, unit, return_states=True)[1]
+    monkeypatch.setattr(_plan_pixels, "PIXEL_THREADS", 32)
+    monkeypatch.setattr(_plan_pixels, "MOST_PARTIALS", 40)
+    monkeypatch.setattr(_plan_pixels, "merge_gradient", _plan_pixels.merge_gradient.__wrapped__)
+    merge = backward(backend, unit, states, needs=["merge"]).merge
+    dy, u, h = (array.astype(np.float64) for array in (unit.dy[:, None], unit.u, states))
+    terms = dy * u * h
+    assert_close(merge, terms.sum((0, 2, 3, 4)), unit.x.dtype, scale=np.abs(terms).sum((0, 2, 3, 4)))
 
 
 @every_normalize

@@ -55,7 +55,7 @@ def close(actual, wanted, tolerance):
     assert np.linalg.norm(actual - wanted) <= tolerance * np.linalg.norm(wanted)
 
 
-def check_against_arrays(module, dtype, x, dy, convert=lambda array: array):
+def check_against_arrays(module, dtype, x, dy, convert=lambda array: array, roundings=2):
     given = tensor(x, device=module.merge.device, requires_grad=True)
     y = module(given)
     y.backward(tensor(dy, device=module.merge.device))
@@ -63,8 +63,8 @@ def check_against_arrays(module, dtype, x, dy, convert=lambda array: array):
     options = array_options(module)
     wanted = gspn2_cupy.compact_propagate(convert(x), parameters, **options)
     grads = gspn2_cupy.compact_propagate_backward(convert(dy), convert(x), parameters, **options)
-    # a value rounded one step apart on its way moves what follows: in the 16-bit types two roundings are allowed
-    tolerance = TOLERANCE[dtype] * (2 if DTYPES[dtype].itemsize == 2 else 1)
+    # a value rounded one step apart on its way moves what follows: in the 16-bit types some roundings are allowed
+    tolerance = TOLERANCE[dtype] * (roundings if DTYPES[dtype].itemsize == 2 else 1)
 
     def back(array):
         return array.get() if hasattr(array, "get") else array
@@ -114,7 +114,8 @@ def test_on_a_gpu(dtype, options):
         pytest.skip("PyTorch sees no CUDA device")
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         module = layer(dtype, **options).cuda()
-        check_against_arrays(module, dtype, image(dtype), image(dtype, seed=1), cupy.asarray)
+        # three roundings: cuDNN's convolution rounds once before and once after it adds the bias
+        check_against_arrays(module, dtype, image(dtype), image(dtype, seed=1), cupy.asarray, roundings=3)
 
 
 # --- PyTorch's tools --------------------------------------------------------------------------------------------------

@@ -142,4 +142,4 @@ def test_without_a_device():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_on_a_gpu(dtype, capsys):
     gspn2_cupy.warmup(SHAPE, dtype, u=True, normalize="sigmoid")
-    assert "gspn2_cupy compiles line_scan_forward<" in capsys.readouterr().err
+    assert "gspn2_cupy compiles line_scan_" in capsys.readouterr().err

@@ -3,7 +3,8 @@
     python -m tools.mutate [--only WORD …] [--processes 2] [--report docs/mutation_report.md] [--resume FILE]
 
 A mutant is a copy of the checkout in which one place under cuda/ is wrong: tools/mutants.py. The tests that its file's
-SELECTIONS name run on it through the emulator; where they all pass, WIDER ones follow. It is caught when a test fails.
+SELECTIONS name run on it through the emulator (all with "emul" in their names); where they all pass, WIDER ones follow.
+It is caught when a test fails.
 The command fails if fewer than 95 % are caught, if a mutant survives without an explanation, or if one no longer finds
 its place in the sources. With --resume outcomes are kept in a file, and those of the same sources are not tried again.
 """
@@ -85,8 +86,8 @@ class Workshop:
         self.cache.mkdir()
 
     def run(self, tests: Sequence[str]) -> Outcome:
-        """Run the emulated tests of some files."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-k", "emul", "-p", "no:cacheprovider", *tests]
+        """Run the emulated tests of some files, those first that caught an earlier mistake: likely this one's too."""
+        command = [sys.executable, "-m", "pytest", "-x", "--failed-first", "-q", "-k", "emul", *tests]
         environment = {**os.environ, "GSPN2_EMULATOR_CACHE": str(self.cache), "COLUMNS": "400"}  # whole error lines
         try:
             done = subprocess.run(
@@ -196,10 +197,10 @@ def examine(chosen: Sequence[Mutant], processes: int, resume: Path | None = None
             finally:
                 workshops.put(workshop)
 
-        def check(tests: tuple[str, ...]) -> None:
-            outcome = with_workshop(lambda workshop: workshop.run(tests))
+        def check(tests: str) -> None:
+            outcome = with_workshop(lambda workshop: workshop.run([tests]))
             if outcome.caught:
-                raise SystemExit(f"The tests must pass on the unbroken sources; {' '.join(tests)}: {outcome.how}")
+                raise SystemExit(f"The tests must pass on the unbroken sources; {tests}: {outcome.how}")
 
         def test(mutant: Mutant) -> Outcome:
             outcome = memory.known.get(memory.key(mutant))
@@ -215,7 +216,7 @@ def examine(chosen: Sequence[Mutant], processes: int, resume: Path | None = None
 
         with ThreadPoolExecutor(processes) as pool:
             new = [mutant for mutant in chosen if memory.key(mutant) not in memory.known]
-            list(pool.map(check, sorted({SELECTIONS[mutant.file] for mutant in new} | ({WIDER} if new else set()))))
+            list(pool.map(check, sorted({name for mutant in new for name in (*SELECTIONS[mutant.file], *WIDER)})))
             return dict(zip(chosen, pool.map(test, chosen), strict=True))
 
 

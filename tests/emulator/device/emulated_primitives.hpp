@@ -16,15 +16,18 @@ inline void block_sync() {
   __syncthreads();
 }
 
+inline void group_sync(int barrier, int threads, EMULATOR_SITE) {
+  emulator::group_barrier(barrier, threads, {file, line});
+}
+
 // cp.async: copies the first valid_bytes and fills the rest with zeros.
 inline void copy_async_16(void* shared, const void* global, int valid_bytes = 16, EMULATOR_SITE) {
   emulator::copy_async(shared, global, 16, static_cast<size_t>(valid_bytes), {file, line});
 }
-inline void copy_async_8(void* shared, const void* global, int valid_bytes = 8, EMULATOR_SITE) {
-  emulator::copy_async(shared, global, 8, static_cast<size_t>(valid_bytes), {file, line});
-}
-inline void copy_async_4(void* shared, const void* global, int valid_bytes = 4, EMULATOR_SITE) {
-  emulator::copy_async(shared, global, 4, static_cast<size_t>(valid_bytes), {file, line});
+template <int kBytes>
+inline void copy_async(void* shared, const void* global, EMULATOR_SITE) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  emulator::copy_async(shared, global, kBytes, kBytes, {file, line});
 }
 
 inline void copy_async_commit() {

@@ -1,7 +1,7 @@
 // Decides whether an access is allowed: bounds, alignment, initialised bytes, and a happens-before race check.
 //
 // Only barriers order memory. A block barrier orders everything before it with everything after it, for the block; a
-// cluster barrier does so for the cluster, and __syncwarp for the lanes of its mask. Shuffles, votes, atomics, fences
+// cluster barrier does so for the cluster, a group's for its members, and __syncwarp for the lanes of its mask. Shuffles, votes, atomics, fences
 // and published words order nothing. So "a's access happened before b" needs no full vector clocks: a's time at the last
 // barrier of its block and of its cluster and, within a warp, what b has learnt of a's lane are enough.
 
@@ -19,6 +19,9 @@ bool happened_before(const Access& access, const Thread& thread) {
   if (access.thread == thread.index) return true;
   const Thread& other = thread.block->threads[access.thread];
   if (access.clock <= other.clock_at_barrier) return true;
+  for (int group = 1; group < kGroups; ++group) {
+    if (thread.clock_at_group_barrier[group] && access.clock <= other.clock_at_group_barrier[group]) return true;
+  }
   return other.warp() == thread.warp() && access.clock <= thread.known[other.lane()];
 }
 

@@ -28,6 +28,10 @@ struct Site {
 enum class Barrier { plain, count, any_of, all_of };
 int block_barrier(Barrier kind, bool predicate, Site site);
 
+// A barrier of `threads` threads of the block, always the same ones for a number.
+constexpr int kGroups = 16;
+void group_barrier(int number, int threads, Site site);
+
 // The lanes named by mask meet; `bits` and `argument` are this lane's contribution. Only `sync` orders memory.
 enum class Meeting { sync, shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, any_of, all_of };
 uint64_t warp_meeting(Meeting kind, unsigned mask, uint64_t bits, int argument, int width, Site site);

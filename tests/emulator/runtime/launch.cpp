@@ -136,6 +136,7 @@ void set_up(Block& block, uint64_t number) {
   block.alive = count;
   block.arrived = 0;
   block.predicates = 0;
+  for (Block::Group& group : block.groups) group = {};
   block.threads.resize(count);
   block.warp_priority.resize((count + 31) / 32);
   for (uint64_t& priority : block.warp_priority) priority = launch->schedule_random() >> 32;
@@ -150,6 +151,7 @@ void set_up(Block& block, uint64_t number) {
     thread.clock = 1;
     thread.clock_at_barrier = 0;
     thread.clock_at_cluster_barrier = 0;
+    memset(thread.clock_at_group_barrier, 0, sizeof thread.clock_at_group_barrier);
     memset(thread.known, 0, sizeof thread.known);
     thread.copies.clear();
     thread.open_group = 0;

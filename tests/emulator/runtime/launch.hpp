@@ -77,6 +77,7 @@ struct Thread {
   uint32_t clock = 0;
   uint32_t clock_at_barrier = 0;
   uint32_t clock_at_cluster_barrier = 0;
+  uint32_t clock_at_group_barrier[kGroups] = {};  // 0: not a member
   uint32_t known[32] = {};
 
   std::vector<PendingCopy> copies;
@@ -98,6 +99,13 @@ struct Block {
   unsigned arrived = 0;
   int predicates = 0;
   int barrier_result = 0;
+
+  struct Group {
+    int threads = 0;              // that meet
+    std::vector<Thread*> waiting;
+    std::vector<Thread*> members;  // as they met the first time
+  };
+  Group groups[kGroups];
 
   char* dynamic_shared = nullptr;
   std::vector<char> static_shared;  // while a thread of another block runs

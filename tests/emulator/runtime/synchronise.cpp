@@ -70,6 +70,35 @@ int block_barrier(Barrier kind, bool predicate, Site site) {
   return block.barrier_result;
 }
 
+void group_barrier(int number, int threads, Site site) {
+  Thread& thread = self();
+  const auto refuse = [&](const std::string& why) {
+    fail("synchronisation", format("%s\n  %s at %s", why.c_str(), name_of(thread).c_str(), name_of(site).c_str()));
+  };
+  if (number < 1 || number >= kGroups || threads % 32)
+    refuse(format("barrier %d of %d threads: the number must be 1 to %d, the threads whole warps", number, threads,
+                  kGroups - 1));
+  Block::Group& group = thread.block->groups[number];
+  if (!group.threads) group.threads = threads;
+  if (group.threads != threads)
+    refuse(format("barrier %d is for %d threads here and for %d elsewhere", number, threads, group.threads));
+  if (group.members.size() < static_cast<size_t>(threads)) {
+    group.members.push_back(&thread);
+  } else if (std::find(group.members.begin(), group.members.end(), &thread) == group.members.end()) {
+    refuse(format("barrier %d has other members", number));
+  }
+  if (std::find(group.waiting.begin(), group.waiting.end(), &thread) != group.waiting.end())
+    refuse(format("comes twice to barrier %d", number));
+  group.waiting.push_back(&thread);
+  if (group.waiting.size() < static_cast<size_t>(threads)) return wait("group_sync", site);
+  for (Thread* member : group.waiting) {
+    member->clock_at_group_barrier[number] = member->clock++;
+    if (member != &thread) make_ready(*member);
+  }
+  group.waiting.clear();
+  preempt();
+}
+
 void* cluster_address(void* shared, int rank, Site site) {
   const Block& block = *self().block;
   const size_t offset = static_cast<char*>(shared) - block.dynamic_shared;

@@ -1,0 +1,203 @@
+"""Which kernel runs a forward line scan, and in which shape, as measured on an H200 (docs/optimization_log.md).
+
+Small slices lie in shared memory as a whole (``_plan_slices``); images whose rows are whole vectors of 16 bytes go
+through a ring of tiles (``_plan_tiles``); the plain kernel takes everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+from gspn2_cupy import _plan
+from gspn2_cupy._plan import DeviceLimits, LaunchPlan, Layout
+from gspn2_cupy._plan_slices import BESIDE_SHARED, Slices, bytes_of_block, slices_plan
+from gspn2_cupy._plan_tiles import Tiles, tiles_plan
+from gspn2_cupy.reference import HORIZONTAL
+
+ASYNCHRONOUS_COPIES = (8, 0)  # compute capability
+CLUSTERS = ((9, 0), (12, 0))  # from … to below
+LANES = 32
+
+
+@lru_cache(maxsize=1024)
+def line_scan_forward(
+    limits: DeviceLimits,
+    direction: str,
+    chunk: int | None,
+    x: Layout,
+    weight: Layout,
+    lam: Layout | None,
+    h0: Layout | None,
+    h: Layout,
+    h_last: Layout | None,
+) -> LaunchPlan:
+    """Plan h[t] = A[t]·h[t-1] + λ[t]·x[t]; ``weight`` and ``h`` may be in the state's type."""
+    arguments = (direction, chunk, x, weight, lam, h0, h, h_last)
+    if limits.compute_capability >= ASYNCHRONOUS_COPIES:
+        height, width = x.shape[2:]
+        across = height if direction in HORIZONTAL else width
+        images = [layout for layout in (x, weight, lam, h) if layout is not None]
+        tiled = x.itemsize < 8 and x.shape[0] * x.shape[1] < 2**30 and all(map(_in_vectors, images))
+        enough = 8 if tiled and across <= LANES else 1  # warps; with fewer, tiles hide the waits better
+        if across <= LANES or not tiled:
+            for slices in _slices(limits, direction, across, x, weight, lam, h, enough):
+                reason = f"a warp holds {slices.units} slices of {across} rows in shared memory"
+                plan = slices_plan(limits, slices, *arguments, reason)
+                if plan is not None:
+                    return plan
+        if tiled:
+            for tiles in _tiles(limits, direction, across, x, weight):
+                plan = tiles_plan(limits, tiles, *arguments, _reason(tiles, across))
+                if plan is not None:
+                    return plan
+    return _plan.line_scan_forward(*arguments)
+
+
+def _in_vectors(layout: Layout) -> bool:
+    """Tell whether every row of an image lies in whole, aligned vectors of 16 bytes."""
+    vector = 16 // layout.itemsize
+    steps = [stride for size, stride in zip(layout.shape[:-1], layout.strides[:-1], strict=True) if size > 1]
+    return (
+        layout.alignment == 16
+        and layout.strides[-1] == 1
+        and layout.shape[-1] % vector == 0
+        and all(step % vector == 0 for step in steps)
+    )
+
+
+# --- whole slices in shared memory ------------------------------------------------------------------------------------
+
+
+def _slices(
+    limits: DeviceLimits,
+    direction: str,
+    across: int,
+    x: Layout,
+    weight: Layout,
+    lam: Layout | None,
+    h: Layout,
+    enough: int,
+) -> Iterator[Slices]:
+    """Yield shapes, best first, of which a multiprocessor holds ``enough`` warps."""
+    channels, groups = x.shape[1], weight.shape[1]
+    shared, short = groups < channels, x.itemsize == 2
+    family = channels // groups if shared else channels
+    rows = 1 << max(0, (across - 1).bit_length() - 5)
+    if shared and short and direction not in HORIZONTAL and rows == 1 and across % 2 == 0:
+        rows = 2  # read by one instruction
+    lanes = -(-across // rows)
+    if rows > 4:
+        return
+    for warps in (4, 2, 1) if shared else (1,):
+        for carried in (2, 1) if shared and short else (1,):  # channels of a lane
+            slices = Slices(rows, carried, warps, max(1, min(LANES // lanes, family // carried)))
+            taken = bytes_of_block(slices, shared, x.shape[2] * x.shape[3], x, weight, lam, h) + BESIDE_SHARED
+            blocks = x.shape[0] * channels // family * -(-family // (warps * slices.units))
+            busy = blocks >= limits.multiprocessors or warps * carried == 1
+            if busy and limits.shared_bytes_per_multiprocessor // taken * warps >= enough:
+                yield slices
+
+
+# --- tiles ------------------------------------------------------------------------------------------------------------
+
+
+def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight: Layout) -> Iterator[Tiles]:
+    """Yield shapes for slices of ``across`` rows, best first; each also with less memory, for smaller devices."""
+    slices, per_group = x.shape[0] * x.shape[1], x.shape[1] // weight.shape[1]
+    vector = 16 // x.itemsize
+    # Warps that share staged weights pay where weights are many of the bytes read from L2: in the 16-bit types.
+    sets = 1 if vector == 4 else next(sets for sets in (4, 2, 1) if per_group % sets == 0)
+    shapes = (
+        _along(limits, across, vector, slices, sets)
+        if direction in HORIZONTAL
+        else _down(limits, across, vector, slices, sets)
+    )
+    for tiles in shapes:
+        sets = tiles.sets
+        while sets:
+            for stages in range(tiles.stages, 1, -1):
+                yield replace(tiles, stages=stages, sets=sets)
+            if tiles.ahead:
+                yield replace(tiles, stages=2, sets=sets, ahead=False)  # fewer registers
+            sets //= 2
+
+
+def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:
+    """Shapes for horizontal scans."""
+    short = vector == 8
+    two = 2 if across % 2 == 0 else 1
+    pair = min(sets, 2)
+    if across <= 64 and across % 2 == 0:
+        yield Tiles(2, sets, 1, 4, 32 if short else 16, 0, 0, 2 if short else 3, vector, not short)
+    elif across <= 128 and across % 4 == 0 and short:
+        yield Tiles(4, pair, 1, 4, 32, 0, 0, 2, vector, False)
+    elif across <= 128 and across % 2 == 0:
+        yield _cut(across, Tiles(2, 1, 1, 4, 16, 16, 0, 4, vector))
+    elif across <= 32:
+        yield Tiles(1, sets, 1, 2, 4 * vector, 0, 0, 3, vector)
+    cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
+    if two == 2 and _has_clusters(limits) and 128 < across <= 1024 and (not short or slices * 8 < _busy(limits)):
+        yield _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, 4, 16, 16, 16, 4, vector, True, cluster))
+    if short and across % 4 == 0 and across <= 1024 and slices // pair * -(-across // 176) >= _busy(limits):
+        yield Tiles(4, pair, 2, 4, 32, 8, 32, 2, vector, False)
+    depth = 16 if two == 2 else 8
+    for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
+        count = warps * 2 // two
+        yield Tiles(two, pair, count, 4, lines, depth if count > 1 else 0, depth, 4, vector)
+
+
+def _down(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:
+    """Shapes for vertical scans."""
+    short, pair = vector == 8, min(sets, 2)
+    if short and across <= 64:
+        yield Tiles(2, sets, 1, 2, 4, 0, 0, 4, 4)
+    elif short and across <= 256:
+        yield Tiles(4 if across <= 128 else 8, pair, 1, 4, 8, 0, 0, 4, 4, False)
+    elif across <= 128:
+        yield Tiles(4, 1, 1, 2, 4, 0, 0, 4, 4, False)
+    if _has_clusters(limits) and across <= 1024:
+        if short and slices // pair * 2 >= _busy(limits):
+            yield _cut(-(-across // 2) + 128, Tiles(8, pair, 1, 4, 4, 32, 64, 4, 4, False, 2))
+        elif not short and slices * 2 >= _busy(limits):
+            yield _cut(-(-across // 2) + 64, Tiles(4, 1, 1, 4, 4, 32, 32, 4, 2, True, 2))
+        elif not short:
+            yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, 4, 16, 32, 32, 3, 4, True, 8))
+    wide = (
+        [Tiles(4, pair, 4, 4, 8, 16, 64, 3, 2, False), Tiles(2, pair, 4, 4, 8, 8, 32, 3, 4, False)]
+        if short
+        else [Tiles(2, 1, 9, 2, 8, 16, 32, 3, 2, False)]
+    )
+    for tiles in wide:
+        if slices // tiles.sets * -(-across // (tiles.block_rows - 2 * tiles.outer)) >= 0.8 * limits.multiprocessors:
+            yield tiles
+    for warps in (4, 2):
+        yield Tiles(2, 1, warps, 2, 16, 16, 32, 3, 4) if short else Tiles(4, 1, warps, 2, 8, 16, 32, 3, 2)
+    yield Tiles(vector, 1, 1, 2, 8, 0, 32, 3, 2)
+
+
+def _busy(limits: DeviceLimits) -> float:
+    """Blocks that keep the device busy."""
+    return 0.9 * limits.multiprocessors
+
+
+def _has_clusters(limits: DeviceLimits) -> bool:
+    return CLUSTERS[0] <= limits.compute_capability < CLUSTERS[1]
+
+
+def _cut(rows: int, tiles: Tiles) -> Tiles:
+    """Return the same shape with as many warps as so many rows of a block take."""
+    warp = LANES * tiles.rows
+    warps = max(1, -(-(rows - warp) // (warp - 2 * tiles.inner)) + 1)
+    return replace(tiles, warps=warps, inner=tiles.inner if warps > 1 else 0)
+
+
+def _reason(tiles: Tiles, across: int) -> str:
+    if not tiles.outer and tiles.warps == 1:
+        return f"a warp holds {32 * tiles.rows // across} slices of {across} rows"
+    if not tiles.outer:
+        return f"a block holds a slice of {across} rows, {tiles.warps} warps with halos of {tiles.inner} rows"
+    where = f"a cluster of {tiles.cluster}" if tiles.cluster > 1 else "resident blocks"
+    inner = f", their own {tiles.inner}" if tiles.warps > 1 else ""
+    return f"slices of {across} rows cut over {where}, halos of {tiles.outer} rows; {tiles.warps} warps each{inner}"

@@ -1,0 +1,88 @@
+"""Memory that streams of two libraries use.
+
+Freed memory is reused by what is queued next on its own stream, in every library, while other streams may still be busy
+with it. Against that, where CuPy's stream is not the caller's:
+
+- Results lent to PyTorch come back to CuPy through a `_Loan`, which lets CuPy's stream wait for PyTorch's.
+- JAX shows no stream of its computations. So its results are copied into memory of its own, CuPy's stream waits for the
+  copy, and inputs are kept until CuPy's stream is done with them (`retain`), as for every library but PyTorch. They
+  are let go by the next call.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Array = Any  # cupy.ndarray
+
+_stranded: list[Any] = []  # kept for good: a graph was being captured that may use it at every replay
+
+
+class _Loan:
+    """Memory of CuPy's, lent to another library's stream: as it comes back, CuPy's stream waits for that one."""
+
+    def __init__(self, cupy: Any, array: Array, lender: Any, borrower: int) -> None:
+        self._cupy, self._array, self._lender, self._borrower = cupy, array, lender, borrower
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():
+            return
+        runtime = self._cupy.cuda.runtime
+        with self._array.device:
+            if _captures(runtime, self._lender.ptr) or _captures(runtime, self._borrower):
+                _stranded.append(self._array)
+                return
+            event = self._cupy.cuda.Event(disable_timing=True)
+            runtime.eventRecord(event.ptr, self._borrower)
+            runtime.streamWaitEvent(self._lender.ptr, event.ptr)
+
+
+def _captures(runtime: Any, stream: int) -> bool:
+    """Tell whether a stream is part of a graph's capture, or CUDA refuses to say because one is under way."""
+    try:
+        return bool(runtime.streamIsCapturing(stream))
+    except runtime.CUDARuntimeError:
+        return True
+
+
+def lend(array: Array, borrower: int) -> Array:
+    """Return an array for another library to use on its current stream and to free."""
+    import cupy
+
+    with array.device:
+        lender = cupy.cuda.get_current_stream()
+    if array.size == 0 or (lender.ptr or 1) == (borrower or 1):  # 0 and 1 both name CUDA's legacy default stream
+        return array
+    loan = _Loan(cupy, array, lender, borrower)
+    memory = cupy.cuda.UnownedMemory(array.data.ptr, array.nbytes, loan, array.data.device_id)
+    return cupy.ndarray(array.shape, array.dtype, cupy.cuda.MemoryPointer(memory, 0), strides=array.strides)
+
+
+_retained: list[tuple[Any, Any]] = []  # (an event, what is kept until it has happened)
+_retaining = threading.Lock()
+
+
+def retain(owner: Any, device: int) -> None:
+    """Keep what a call holds until CuPy's current stream is done with all that is queued; the host doesn't wait."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        if _captures(cupy.cuda.runtime, cupy.cuda.get_current_stream().ptr):
+            _stranded.append(owner)
+            return
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record()
+        _keep(event, owner)  # in here, as JAX may leave the device current of an array that it frees
+
+
+def _keep(event: Any, owner: Any) -> None:
+    """Keep an owner until an event has happened, and let go those whose event has."""
+    done: list[tuple[Any, Any]] = []  # until the return, without the lock: to let go may run code of any library
+    with _retaining:
+        before = [*_retained, (event, owner)]
+        _retained.clear()
+        for entry in before:
+            (done if entry[0].done else _retained).append(entry)

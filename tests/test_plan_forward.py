@@ -1,0 +1,198 @@
+"""Which kernel runs a forward scan, and what its plan promises of memory, residency and rows, for several devices."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from gspn2_cupy import ALL_DIRECTIONS, _plan_forward
+from gspn2_cupy._plan import DeviceLimits, Layout
+from gspn2_cupy.reference import HORIZONTAL
+
+DEVICES = {
+    "H200": DeviceLimits("H200", (9, 0), 132, 232448, 233472, 2048, 60 << 20),
+    "A100": DeviceLimits("A100", (8, 0), 108, 166912, 167936, 2048, 40 << 20),
+    "RTX 4090": DeviceLimits("RTX 4090", (8, 9), 128, 101376, 102400, 1536, 72 << 20),
+    "RTX 5090": DeviceLimits("RTX 5090", (12, 0), 170, 101376, 102400, 1536, 96 << 20),
+    "small Hopper": DeviceLimits("small Hopper", (9, 0), 8, 232448, 233472, 2048, 10 << 20),
+}
+SHAPES = [
+    (16, 8, 1024, 1024),  # many wide slices
+    (1, 8, 1024, 1024),  # few
+    (1, 8, 4096, 4096),
+    (1, 4, 16384, 16384),  # wider than a cluster
+    (32, 96, 56, 56),  # several slices in a warp
+    (8, 64, 128, 128),  # exactly a warp of float32
+    (2, 16, 2048, 2048),
+    (2, 4, 333, 336),  # an odd number of rows
+    (3, 6, 65, 136),  # one row more than a warp of two
+    (4, 16, 512, 512),
+    (8, 32, 256, 256),
+    (32, 1152, 32, 32),  # exactly a warp
+    (32, 384, 14, 14),  # rows of broken vectors
+    (2, 64, 100, 100),  # the same in 16 bits
+    (1, 1, 8, 8),  # less than a warp
+]
+KINDS = {"float": 4, "__half": 2, "__nv_bfloat16": 2}
+
+every_device = pytest.mark.parametrize("device", DEVICES)
+every_direction = pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def layout(shape, kind="float"):
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return Layout(shape, strides, kind, KINDS.get(kind, 8))
+
+
+def plan_of(device, direction, shape, kind="float", groups=1, **changes):
+    x, weight = layout(shape, kind), layout((shape[0], groups, 3, *shape[2:]), kind)
+    arrays = {"x": x, "weight": weight, "lam": x, "h0": None, "h": x, "h_last": None} | changes
+    return _plan_forward.line_scan_forward(device, direction, None, *arrays.values())
+
+
+def sizes_of(plan):
+    return {name: int(value) for name, value in plan.spec.defines if value.lstrip("-").isdigit()}
+
+
+def rows_of_block(sizes):
+    warp = 32 * sizes["ROWS"]
+    return (sizes["WARPS"] - 1) * (warp - 2 * sizes["INNER"]) + warp
+
+
+def kernel_of(plan):
+    return plan.spec.entry.removeprefix("line_scan_")
+
+
+@every_device
+@every_direction
+@every_shape
+@every_kind
+@pytest.mark.parametrize("sharing", ["a matrix per channel", "one for all", "in the state's type"])
+def test_plans_keep_their_promises(device, direction, shape, kind, sharing):
+    limits, changes = DEVICES[device], {}
+    groups = shape[1] if sharing == "a matrix per channel" else 1
+    if sharing == "in the state's type":
+        changes = {"weight": layout((shape[0], groups, 3, *shape[2:])), "h": layout(shape)}
+    plan = plan_of(limits, direction, shape, kind, groups, **changes)
+    across = shape[2] if direction in HORIZONTAL else shape[3]
+    assert plan.shared_bytes <= limits.shared_bytes_per_block
+    assert plan.block[0] <= 1024
+    assert plan.reason in str(plan)
+    if kernel_of(plan) == "tiles":
+        tiles_keep_their_promises(limits, plan, across)
+    elif kernel_of(plan) == "slices":
+        slices_keep_their_promises(plan, shape, across)
+    else:
+        # Too little shared memory; slices of more bands than fit on the device at once; or rows of broken vectors.
+        assert device.startswith("RTX") or (device == "small Hopper" and max(shape) > 1024) or shape[3] % 8
+
+
+def tiles_keep_their_promises(limits, plan, across):
+    sizes, bands = sizes_of(plan), plan.geometry["bands"]
+    threads = plan.block[0]
+    assert threads == 32 * (sizes["WARPS"] * sizes["SETS"] + sizes["COPIERS"])
+    # What __launch_bounds__(threads, BLOCKS) makes sure of, as to registers; and the same for shared memory.
+    assert sizes["BLOCKS"] * (plan.shared_bytes + 1024) <= limits.shared_bytes_per_multiprocessor
+    assert sizes["BLOCKS"] * threads <= limits.max_threads_per_multiprocessor
+    assert bands["count"] * bands["rows"] >= across
+    assert bands["rows"] + 2 * sizes["OUTER"] <= rows_of_block(sizes)
+    assert bands["rows"] % sizes["ROWS"] == 0
+    assert plan.grid[0] % bands["count"] == 0
+    if sizes["OUTER"]:
+        assert sizes["CLUSTER"] > 1 or across > (bands["count"] - 1) * bands["rows"]
+        assert bands["count"] == 1 or bands["rows"] >= sizes["OUTER"]  # a halo reaches into one neighbour only
+    else:
+        assert bands["count"] == 1 and bands["units"] * across <= rows_of_block(sizes)
+        assert bands["units"] == 1 or sizes["WARPS"] == 1
+    in_global_memory = bands["count"] > 1 and sizes["CLUSTER"] == 1
+    assert plan.cooperative == in_global_memory == (plan.workspace > 0)
+    if in_global_memory:  # all of them at once, or they wait for each other for ever
+        assert plan.grid[0] <= sizes["BLOCKS"] * limits.multiprocessors
+        assert plan.workspace == plan.grid[0] * 2 * 3 * sizes["SETS"] * sizes["OUTER"]
+    if sizes["CLUSTER"] > 1:
+        assert (9, 0) <= limits.compute_capability < (12, 0)
+        assert bands["count"] == sizes["CLUSTER"] <= 8
+    assert str(across) in plan.reason
+
+
+def slices_keep_their_promises(plan, shape, across):
+    sizes, bands = sizes_of(plan), plan.geometry["bands"]
+    lanes = -(-across // sizes["ROWS"])
+    assert bands["units"] // sizes["CHANNELS"] * lanes <= 32
+    family = shape[1]
+    assert (
+        bands["count"] * sizes["WARPS"] * bands["units"]
+        >= family
+        > (bands["count"] - 1) * sizes["WARPS"] * bands["units"]
+    )
+    assert plan.grid[0] == shape[0] * bands["count"]
+    assert plan.block[0] == 32 * sizes["WARPS"]
+    assert sizes["RAGGED"] == (across % sizes["ROWS"] != 0)
+    assert plan.workspace == 0 and not plan.cooperative
+    for copied in ("COPY", "COPY_TAPS"):
+        assert sizes[copied] in (2, 4, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "groups", "copied"),
+    [
+        ((2, 4, 14, 14), "float", 4, (16, 16)),  # 784 bytes a slice
+        ((2, 4, 14, 14), "__half", 4, (16, 16)),  # 392, but a warp starts at every second slice
+        ((2, 5, 14, 14), "__half", 1, (8, 8)),  # an image of the batch starts at 1960, its weights at 1176
+        ((2, 4, 7, 7), "float", 4, (16, 16)),  # 196, four slices in a warp
+        ((2, 3, 7, 7), "__half", 3, (2, 2)),  # 98, three slices in a warp
+        ((1, 3, 7, 7), "float", 1, (16, 16)),  # one warp only, which starts where the image does
+    ],
+    ids=str,
+)
+def test_runs_are_copied_by_as_many_bytes_as_their_starts_allow(shape, kind, groups, copied):
+    plan = plan_of(DEVICES["H200"], "left_to_right", shape, kind, groups)
+    sizes = sizes_of(plan)
+    assert kernel_of(plan) == "slices"
+    assert (sizes["COPY"], sizes["COPY_TAPS"]) == copied
+    x = layout(shape, kind)
+    moved = plan_of(DEVICES["H200"], "left_to_right", shape, kind, groups, lam=replace(x, alignment=x.itemsize))
+    assert sizes_of(moved)["COPY"] == x.itemsize
+    assert sizes_of(moved)["COPY_TAPS"] == copied[1]
+
+
+@every_direction
+def test_offsets_have_64_bits_where_they_must(direction):
+    def offset(shape):
+        return dict(plan_of(DEVICES["H200"], direction, shape, "__half").spec.defines)["OFFSET"]
+
+    assert offset((1, 1, 16384, 16384)) == "int"
+    assert offset((128, 8, 2048, 1024)) == "long long"  # exactly 2³¹ elements
+    assert offset((64, 512, 256, 256)) == "long long"
+
+
+@every_direction
+def test_what_each_kernel_takes(direction):
+    device, shape = DEVICES["H200"], (2, 4, 64, 64)
+
+    def kernel(shape=shape, kind="float", device=device, **changes):
+        return kernel_of(plan_of(device, direction, shape, kind, **changes))
+
+    x = layout(shape)
+    assert kernel() == "tiles"
+    assert kernel(device=replace(device, compute_capability=(7, 5))) == "forward"  # no asynchronous copies
+    assert kernel(kind="double") == "slices"  # tiles have a float state
+    assert kernel((2, 4, 300, 300), "double") == "forward"
+    assert kernel((2, 4, 64, 66)) == "slices"  # rows of 16.5 vectors
+    assert kernel((2, 4, 64, 68), "__half") == "slices"  # of 8.5
+    assert kernel((2, 4, 300, 302)) == "forward"
+    assert kernel(x=replace(x, alignment=4)) == kernel(h=replace(x, alignment=4)) == "slices"
+    assert kernel(lam=replace(x, strides=(4 * 64 * 66, 64 * 66, 66, 1))) == "forward"  # neither vectors nor a run
+    assert kernel(lam=replace(x, strides=(4 * 64 * 64, 64 * 64, 1, 64))) == "forward"
+    assert kernel(kind="__half", h=x) == kernel(kind="__half", h=x, weight=layout((2, 1, 3, 64, 64))) == "tiles"
+    wide = replace(x, strides=(4 * 64 * 80, 64 * 80, 80, 1))  # a slice of a wider image: no copy, no plain kernel
+    assert kernel(x=wide, lam=wide) == "tiles"
+    assert kernel((2, 64, 32, 32)) == "slices"  # aligned, and small
+    assert kernel((32, 4, 32, 2048) if direction in HORIZONTAL else (32, 4, 2048, 32)) == "tiles"  # long
+
+
+def test_equal_calls_share_a_plan():
+    plans = [plan_of(DEVICES["H200"], "left_to_right", (2, 4, 64, 64)) for _ in range(2)]
+    assert plans[0] is plans[1]

@@ -1,0 +1,97 @@
+"""The kernel for small images, dealt out in every way it can be: bit for bit what the plain kernel gives."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import NO_GPU
+from emulator import emulated, require
+
+from gspn2_cupy import ALL_DIRECTIONS, _launch, _plan, _plan_slices, _steps
+from gspn2_cupy._plan_slices import Slices
+from gspn2_cupy.reference import HORIZONTAL
+
+FLOAT32, FLOAT64 = np.dtype("float32"), np.dtype("float64")
+FLOAT16, BFLOAT16 = np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)
+
+# A name for what the case is about: (lines, pixels in a line), channels, groups, types of x and of h (None: the same),
+# Slices, chunk, h0, λ.
+CASES = {
+    "two slices in a warp, vectors of 8 bytes": ((14, 14), 5, 1, BFLOAT16, None, (1, 1, 2, 2), None, True, True),
+    "four slices in a warp, single elements": ((7, 7), 9, 9, FLOAT16, None, (1, 1, 1, 4), 3, False, True),
+    "whole vectors, swizzled": ((32, 32), 3, 3, FLOAT32, None, (1, 1, 2, 1), None, True, True),
+    "whole vectors, shared weights, two groups": ((16, 32), 6, 2, BFLOAT16, None, (1, 1, 2, 1), 5, True, True),
+    "no λ": ((8, 24), 4, 1, FLOAT32, None, (1, 1, 4, 1), None, False, False),
+    "two rows in a lane": ((9, 40), 3, 1, FLOAT32, None, (2, 1, 2, 1), 4, False, True),
+    "two rows in a lane, whole vectors": ((56, 56), 2, 1, BFLOAT16, None, (2, 1, 2, 1), None, False, True),
+    "two rows in a lane, one in the last": ((6, 35), 2, 2, FLOAT16, None, (2, 1, 1, 1), None, True, True),
+    "four rows in a lane": ((5, 101), 2, 1, FLOAT32, None, (4, 1, 1, 1), None, False, True),
+    "double precision": ((12, 20), 3, 1, FLOAT64, None, (1, 1, 2, 1), 7, True, True),
+    "one pixel": ((1, 1), 40, 40, FLOAT32, None, (1, 1, 1, 32), None, True, True),
+    "two channels in a lane": ((14, 14), 7, 1, BFLOAT16, None, (2, 2, 1, 4), None, True, True),
+    "two channels of whole vectors": ((16, 16), 7, 1, BFLOAT16, None, (1, 2, 2, 2), 9, True, True),
+    "four rows and two channels": ((10, 64), 6, 2, BFLOAT16, None, (4, 2, 1, 2), None, True, False),
+    "h unrounded": ((14, 14), 5, 1, BFLOAT16, FLOAT32, (1, 1, 2, 2), None, True, True),
+    "h unrounded, whole vectors": ((16, 16), 5, 1, FLOAT16, FLOAT32, (1, 1, 2, 2), 6, True, True),
+}
+
+
+def arrays_of(case, direction):
+    (lines, width), channels, groups, kind, *_, h0, lam = CASES[case]
+    height, image_width = (width, lines) if direction in HORIZONTAL else (lines, width)
+    generator = np.random.default_rng(0)
+    state = FLOAT64 if kind == FLOAT64 else FLOAT32
+    shape, line = (2, channels, height, image_width), (2, channels, width)
+    x, scale = (generator.standard_normal(shape).astype(kind) for _ in range(2))
+    weight = (generator.random((2, groups, 3, height, image_width)) / 3).astype(kind)
+    # outside neighbours' weights are never used
+    before, after = ((0, slice(None)), (-1, slice(None))) if direction in HORIZONTAL else ((..., 0), (..., -1))
+    weight[:, :, 0][(..., *before) if direction in HORIZONTAL else before] = np.nan
+    weight[:, :, 2][(..., *after) if direction in HORIZONTAL else after] = np.nan
+    first = generator.standard_normal(line).astype(state)
+    return x, weight, scale if lam else None, first if h0 else None, line, state
+
+
+def both(launcher, case, arrays, direction, line, state):
+    """Run the kernel for small images and the plain one; return their h and h_last."""
+    kind, result, slices, chunk = CASES[case][3:7]
+    answers = []
+    for forced in (True, False):
+        h, h_last = launcher.empty(arrays[0].shape, result or kind), launcher.empty(line, state)
+        layouts = [_steps.optional_layout(array) for array in (*arrays, h, h_last)]
+        if forced:
+            plan = _plan_slices.slices_plan(launcher.limits, Slices(*slices), direction, chunk, *layouts)
+            assert plan is not None, f"{case} does not fit"
+            _launch.run(launcher, plan, *arrays, h, h_last)
+        else:
+            plan = _plan.line_scan_forward(direction, chunk, *layouts)
+            _launch.run(launcher, plan, *arrays, h, h_last, launcher.empty((plan.workspace,), state))
+        answers.append((h, h_last))
+    return answers
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("schedule", ["random", "priority"])
+@pytest.mark.parametrize("case", CASES)
+def test_emulated(case, direction, schedule):
+    require()
+    *arrays, line, state = arrays_of(case, direction)
+    with emulated(seed=1, schedule=schedule, detect=True, async_copies="random") as device:
+        (h, h_last), (plain, plain_last) = both(device, case, arrays, direction, line, state)
+    assert np.isfinite(plain.astype(np.float64)).all()
+    assert h.tobytes() == plain.tobytes()
+    assert h_last.tobytes() == plain_last.tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU: {NO_GPU}")
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu(case, direction):
+    import cupy
+
+    *arrays, line, state = arrays_of(case, direction)
+    arrays = [None if array is None else cupy.asarray(array) for array in arrays]
+    launcher = _launch.cupy_launcher(cupy.cuda.Device().id)
+    (h, h_last), (plain, plain_last) = both(launcher, case, arrays, direction, line, state)
+    assert cupy.asnumpy(h).tobytes() == cupy.asnumpy(plain).tobytes()
+    assert cupy.asnumpy(h_last).tobytes() == cupy.asnumpy(plain_last).tobytes()
