@@ -68,6 +68,19 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+def test_environment_variables_are_explained_in_one_place():
+    read = re.compile(r"environ(?:\.get\(|\[)\"(GSPN2_\w+)\"")
+    variables = {
+        name
+        for folder in ("gspn2_cupy", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in read.findall(path.read_text(encoding="utf-8"))
+    }
+    page = (ROOT / "docs" / "environment.md").read_text(encoding="utf-8")
+    variables.remove("GSPN2_EMULATOR_RUNTIME_FLAGS")  # by which one test builds the emulator in another way
+    assert set(re.findall(r"^\| `(GSPN2_\w+)`", page, re.M)) == variables
+
+
 def test_readme_has_exactly_two_set_up_commands():
     commands = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     demo, tests = commands

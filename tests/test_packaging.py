@@ -84,7 +84,7 @@ def test_wheel_metadata(wheel):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
     required = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
     assert [line for line in required if "extra ==" not in line] == ["Requires-Dist: numpy>=2.1.2"]
-    for extra in ("cuda12", "cuda13", "demo", "test", "dev"):
+    for extra in ("cuda12", "cuda13", "demo", "examples", "test", "dev"):
         assert f"Provides-Extra: {extra}\n" in metadata
     for name in ("torch", "jax", "cupy"):  # the tests run without them
         assert not [line for line in required if name in line.split(";")[0] and "extra == 'test'" in line]
@@ -93,7 +93,7 @@ def test_wheel_metadata(wheel):
 def test_sdist_holds_all_sources_and_no_junk(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("benchmarks", "cuda", "gspn2_cupy", "tests", "tools"):
+    for folder in ("benchmarks", "cuda", "examples", "gspn2_cupy", "tests", "tools"):
         for name in sources_under(ROOT / folder):
             path = Path(folder, name)
             if "__pycache__" not in path.parts and path.suffix in {".cu", ".cuh", ".hpp", ".cpp", ".py"}:
