@@ -1,251 +1,191 @@
-"""Time shapes of the tile kernel against the plain kernel and an equal-bytes copy, on a GPU; correct results only.
+"""Try shapes of the tile kernel and of the kernel for small images near those that are planned, on a GPU.
 
-python -m benchmarks.sweep --seconds 60 --output FILE.json [--shapes NAME …]
+python -m benchmarks.sweep [--shapes NAME …] [--cases "bfloat16 SH" …] [--tries 40] [--seconds 60] [--output FILE.json]
+
+Each result is compared bit for bit with the planned kernel's; times are medians of graph replays over rotating buffers.
+The rules of gspn2_cupy/_plan_forward.py come from such sweeps, as docs/optimization_log.md tells.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
+import os
 import random
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import cupy as cp
+from benchmarks.cases import SHAPES
+from benchmarks.gpu import opened
+from gspn2_cupy import _launch, _plan_forward, _plan_slices, _plan_tiles, _steps
+from gspn2_cupy._arrays import data_type
+from gspn2_cupy._plan_slices import Slices
+from gspn2_cupy._plan_tiles import Tiles
+from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
 
-from gspn2_cupy import _launch, _plan, _plan_tiles, _steps
-
-SHAPES = {
-    "batch": (16, 8, 1024, 1024),
-    "one_1k": (1, 8, 1024, 1024),
-    "one_4k": (1, 8, 4096, 4096),
-    "vit_56": (32, 96, 56, 56),
-    "vit_14": (32, 384, 14, 14),
-    "wide_32": (32, 1152, 32, 32),
-    "latent_128": (8, 64, 128, 128),
-    "two_2k": (2, 16, 2048, 2048),
-    "huge_16k": (1, 4, 16384, 16384),
+DIRECTIONS = ("left_to_right", "top_to_bottom")
+CASES = ("float32 PC", "bfloat16 SH")
+STEPS = {  # values that a field of Tiles is tried with
+    "rows": (1, 2, 4, 8),
+    "sets": (1, 2, 4),
+    "warps": (1, 2, 3, 4, 5, 6, 8, 9),
+    "copiers": (2, 4),
+    "lines": (4, 8, 16, 32, 64),
+    "inner": (0, 8, 16, 32),
+    "outer": (0, 16, 32, 64),
+    "stages": (2, 3, 4, 6),
+    "group": (2, 4, 8),
+    "ahead": (True, False),
+    "cluster": (1, 2, 4, 8),
 }
 
 
-LIMIT = 40  # shapes tried per case
-CLUSTERS = (1,)  # of the sizes 1 (bands in global memory), 2, 4 and 8
-COPY = cp.RawKernel(
-    """extern "C" __global__ void copy(const double2* from, double2* to, long long count) {
-         for (long long i = blockIdx.x * 512ll + threadIdx.x; i < count; i += gridDim.x * 512ll) to[i] = from[i];
-       }""",
-    "copy",
-)
-
-
-def timed(run, sets, repeats=5):
-    """Median milliseconds of run(set): a captured graph rotates over the sets, so the host does not count."""
-    for s in sets[:2]:
-        run(s)
-    cp.cuda.Device().synchronize()
-    stream = cp.cuda.Stream(non_blocking=True)
-    with stream:
-        stream.begin_capture()
-        for s in sets:
-            run(s)
-        graph = stream.end_capture()
-        start, stop = cp.cuda.Event(), cp.cuda.Event()
-        times = []
-        for _ in range(repeats + 1):
-            start.record()
-            graph.launch()
-            stop.record()
-            stop.synchronize()
-            times.append(cp.cuda.get_elapsed_time(start, stop) / len(sets))
-    return sorted(times[1:])[repeats // 2]
-
-
-def candidates(shape, direction, dtype, groups, width):
-    """Shapes of the tile kernel worth a try."""
-    vector = 16 // cp.dtype(dtype).itemsize
-    along = direction in _plan.HORIZONTAL
-    per_group = shape[1] // groups
-    shares = [(c, s) for c, s in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2)) if per_group % (c * s) == 0]
-    rows = [r for r in (1, 2, 4) if width % r == 0] if along else [vector]
-    if width <= 128:
-        rows = rows[-1:] if along and width > 64 else rows[-2:]
-    depths = (2 * vector, 4 * vector) if along else (4, 8)
-    for r, (c, sets), copiers, lines, stages in itertools.product(rows, shares, (2, 4), depths, (2, 3, 4)):
-        group = vector if along else 2
-        if width <= 32 * r:
-            yield _plan_tiles.Tiles(r, c, sets, 1, copiers, lines, 0, stages, group)
-        elif width > 128:
-            for halo, cluster in itertools.product((8, 16, 32), CLUSTERS):
-                step = 32 * r - 2 * halo
-                if halo % lines or halo % r or halo % vector or step <= 0 or (r == 1 and halo > 8):
-                    continue
-                if cluster > 1:
-                    choices = [max(1, -(-(-(-width // cluster) + 2 * halo - 32 * r) // step) + 1)]
-                else:
-                    choices = [1, 2, 4, 8]
-                for warps in choices:
-                    if warps * sets + copiers <= 20 and lines * stages >= (16 if along else 8):
-                        yield _plan_tiles.Tiles(r, c, sets, warps, copiers, lines, halo, stages, group, cluster)
-
-
-def compile_one(spec):
-    _launch.CupyKernel(spec, None).prepare(0)
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--output")
-    parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
-    parser.add_argument("--directions", nargs="*", default=["left_to_right", "top_to_bottom"])
-    parser.add_argument("--tiles", help="one shape only, e.g. 4,1,1,1,2,8,0,2,4; launched twice, for a profiler")
-    parser.add_argument("--cases", nargs="*", default=["float32 PC", "bfloat16 SH"])
-    options = parser.parse_args()
-    launcher = _launch.cupy_launcher(0)
-    print(launcher.limits)
-    if options.tiles:
-        return once(launcher, options)
-    records = []
-    cases = list(itertools.product(options.shapes, options.cases, options.directions))
-    started = time.time()
-    chosen = {case: list(itertools.islice(plans(launcher.limits, *case), LIMIT)) for case in cases}
-    specs = {plan.spec for tried in chosen.values() for _, plan in tried}
-    with ProcessPoolExecutor(14, mp_context=get_context("spawn")) as pool:
-        list(pool.map(compile_one, specs, chunksize=4))
-    print(f"compiled {len(specs)} in {time.time() - started:.0f} s", flush=True)
-    deadline = time.time() + options.seconds
-    for left, (name, case, direction) in zip(range(len(cases), 0, -1), cases, strict=True):
-        budget = (deadline - time.time()) / left
-        records += sweep(launcher, name, case, direction, chosen[name, case, direction], time.time() + budget)
-        if options.output:
-            Path(options.output).write_text(json.dumps(records))
-    return records
-
-
-def once(launcher, options):
-    """Launch one shape twice, for a profiler to look at."""
-    name, case, direction = options.shapes[0], options.cases[0], options.directions[0]
+def layouts_of(name, case):
+    """The layouts of x, weight, λ and h."""
     dtype, sharing = case.split()
-    shape = SHAPES[name]
-    x, weight, lam, h = arrays(shape, data_type(dtype), shape[1] if sharing == "PC" else 1)
-    tiles = _plan_tiles.Tiles(*map(int, options.tiles.split(",")))
-    layouts = [_steps.layout(a) for a in (x, weight, lam)]
-    plan = _plan_tiles.tiles_plan(launcher.limits, tiles, direction, None, *layouts, None, _steps.layout(h), None)
-    print(plan)
-    mail = cp.zeros(plan.workspace, "uint64") if plan.workspace else None
-    for _ in range(2):
-        if mail is not None:
-            mail.fill(0)
-        _launch.run(launcher, plan, x, weight, lam, None, h, None, mail)
-    cp.cuda.Device().synchronize()
-
-
-def arrays(shape, dtype, groups):
-    batch, _, height, width = shape
-    make = lambda s: cp.random.random(s, dtype="float32").astype(dtype)  # noqa: E731
-    weight = make((batch, groups, 3, height, width))
-    weight *= cp.asarray(0.33, weight.dtype)
-    return make(shape), weight, make(shape), cp.empty(shape, dtype)
-
-
-def data_type(name):
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return ml_dtypes.bfloat16
-    return name
-
-
-def plans(limits, name, case, direction):
-    """The candidates of a case that fit the device, with their plans."""
-    dtype, sharing = case.split()
-    batch, channels, height, width = shape = SHAPES[name]
+    kind = data_type(dtype)
+    batch, channels, height, width = shape = SHAPES[name][0]
     groups = channels if sharing == "PC" else 1
-    kind = _steps.data_type(cp.dtype(data_type(dtype)))
 
     def layout(*shape):
         strides = [1]
         for size in shape[:0:-1]:
             strides.insert(0, strides[0] * size)
-        return _plan.Layout(shape, tuple(strides), kind.c_name, kind.itemsize)
+        return _plan_tiles.Layout(shape, tuple(strides), kind.c_name, kind.itemsize)
 
-    x, weight = layout(*shape), layout(batch, groups, 3, height, width)
-    if width * kind.itemsize % 16:
+    x = layout(*shape)
+    return x, layout(batch, groups, 3, height, width), x, x
+
+
+def arguments(direction, layouts):
+    """What planners take."""
+    x, weight, lam, h = layouts
+    return direction, None, x, weight, lam, None, h, None
+
+
+def tiles_of(plan):
+    """The shape of a plan of the tile kernel."""
+    defines = dict(plan.spec.defines)
+    fields = {field.name: int(defines[field.name.upper()]) for field in dataclasses.fields(Tiles)}
+    return Tiles(**fields | {"ahead": bool(fields["ahead"])})
+
+
+def near(tiles, chance):
+    """Change one to three fields of a shape."""
+    changes = {field: chance.choice(STEPS[field]) for field in chance.sample(list(STEPS), chance.choice((1, 1, 2, 3)))}
+    tiles = dataclasses.replace(tiles, **changes)
+    return tiles if tiles.warps > 1 else dataclasses.replace(tiles, inner=0)
+
+
+def candidates(limits, name, case, direction, tries):
+    """Shapes and their plans: the planned one first."""
+    layouts = layouts_of(name, case)
+    given = arguments(direction, layouts)
+    planned = _plan_forward.line_scan_forward(limits, *given)
+    yield "planned", planned
+    x, weight, *_ = layouts
+    across = x.shape[2] if direction in HORIZONTAL else x.shape[3]
+    shared = weight.shape[1] < x.shape[1]
+    if across <= 64:
+        for rows, channels, warps in itertools.product((1, 2, 4), (1, 2, 4) if shared else (1,), (1, 2, 4, 8)):
+            slices = Slices(rows, channels, warps, max(1, 32 // -(-across // rows)))
+            plan = _plan_slices.slices_plan(limits, slices, *given)
+            if plan is not None and limits.shared_bytes_per_multiprocessor >= 2 * plan.shared_bytes:
+                yield str(slices), plan
+    if planned.spec.entry != "line_scan_tiles":
         return
-    across = height if direction in _plan.HORIZONTAL else width
-    tried = list(candidates(shape, direction, data_type(dtype), groups, across))
-    random.Random(name + case).shuffle(tried)
-    for tiles in tried:
-        plan = _plan_tiles.tiles_plan(limits, tiles, direction, None, x, weight, x, None, x, None)
-        if plan is not None and plan.shared_bytes > 16000:
-            yield tiles, plan
+    chance, seen, start = random.Random(f"{name}{case}{direction}"), set(), tiles_of(planned)
+    for _ in range(100 * tries):
+        tiles = near(start, chance)
+        if tiles in seen or x.shape[1] // weight.shape[1] % tiles.sets:
+            continue
+        seen.add(tiles)
+        plan = _plan_tiles.tiles_plan(limits, tiles, *given)
+        if plan is not None:
+            yield str(tiles), plan
+        if len(seen) == tries:
+            return
 
 
-def sweep(launcher, name, case, direction, tried, deadline):
-    dtype, sharing = case.split()
-    dtype = data_type(dtype)
-    shape = SHAPES[name]
-    groups = shape[1] if sharing == "PC" else 1
-    itemsize = cp.dtype(dtype).itemsize
-    elements = shape[0] * shape[2] * shape[3] * (3 * shape[1] + 3 * groups)
-    count = max(2, min(24, int(6e8 // (elements * itemsize)) + 1))
-    sets = [arrays(shape, dtype, groups) for _ in range(count)]
-    moved = elements * itemsize
-    half = [(cp.empty(moved // 32, "complex128"), cp.empty(moved // 32, "complex128")) for _ in range(count)]
-    copy = timed(lambda s: COPY((132 * 8,), (512,), (s[0], s[1], s[0].size)), half)
-    del half
-    x, weight, lam, h = sets[0]
-    expected = cp.empty_like(x)
-    _steps.scan(launcher, x, weight, lam, None, expected, None, direction, None)
-    plain = float("nan")
-    if moved < 5e8:
-        plain = timed(lambda s: _steps.scan(launcher, *s[:3], None, s[3], None, direction, None), sets, 1)
-    print(
-        f"\n{name} {case} {direction}: {moved / 1e6:.1f} MB, copy {copy * 1e3:.1f} us = {moved / copy / 1e9:.2f} TB/s, "
-        f"plain {plain * 1e3:.1f} us score {copy / plain:.2f}",
-        flush=True,
-    )
-    records = [{"shape": name, "case": case, "direction": direction, "copy": copy, "plain": plain, "moved": moved}]
-    results = []
-    for tiles, plan in tried:
-        if time.time() > deadline:
+def compile_one(spec):
+    """Bring a kernel into CuPy's disk cache."""
+    _launch.CupyKernel(spec, None).prepare(0)
+
+
+def sweep(gpu, name, case, direction, tried, deadline):
+    """Time the candidates of a case; return a record for each, fastest first."""
+    launcher, (dtype, _) = _launch.cupy_launcher(0), case.split()
+    x, weight, *_ = layouts_of(name, case)
+    moved = 3 * x.bytes + weight.bytes
+    count = gpu.sets_for(moved)
+    sets = [
+        [gpu.random(what, layout.shape, dtype, 10 * s + k) for k, (what, layout) in enumerate(inputs)]
+        for s in range(count)
+        for inputs in [[("x", x), ("weight", weight), ("lam", x), ("h", x)]]
+    ]
+    copy, expected, records = gpu.copy(moved).median, None, []
+    for label, plan in tried:
+        if time.monotonic() > deadline:
             break
-        mail = cp.zeros(max(plan.workspace, 1), "uint64")
+        workspace = _steps.scan_workspace(launcher, plan, data_type(dtype).state)
 
-        def run(s, plan=plan, mail=mail):
-            if plan.workspace:
-                mail.data.memset_async(0, mail.nbytes)
-            _launch.run(launcher, plan, s[0], s[1], s[2], None, s[3], None, mail if plan.workspace else None)
+        def run(s, plan=plan, workspace=workspace):
+            for words in workspace:
+                if words is not None:
+                    words.data.memset_async(0, words.nbytes)
+            x, weight, lam, h = sets[s]
+            _launch.run(launcher, plan, x, weight, lam, None, h, None, *workspace)
 
+        gpu.poison(sets[0][3])
         try:
-            h.view("uint8").fill(255)
-            run(sets[0])
-            wrong = int((h.view("uint8") != expected.view("uint8")).sum())
-            ms = timed(run, sets, 3)
+            run(0)
+            same = expected is None or bool((sets[0][3].view("uint8") == expected).all())
+            expected = sets[0][3].view("uint8").copy() if expected is None else expected
+            timing = gpu.time(run, count, 0.03)
         except Exception as error:  # a shape that does not launch is a result too
-            print("  failed", tiles, type(error).__name__, str(error)[:200], flush=True)
+            print(f"  failed: {label}: {type(error).__name__}: {error}", flush=True)
             continue
-        if wrong:
-            print("  WRONG", wrong, tiles, plan.grid, flush=True)
-            continue
-        results.append((ms, tiles, plan))
         records.append(
-            {
-                "shape": name,
-                "case": case,
-                "direction": direction,
-                "ms": ms,
-                "score": copy / ms,
-                "grid": plan.grid[0],
-                "shared": plan.shared_bytes,
-                "tiles": vars(tiles),
-            }
+            {"shape": name, "case": case, "direction": direction, "tiles": label, "same": same}
+            | {"us": timing.median * 1e6, "score": copy / timing.median, "grid": plan.grid[0], "copy_us": copy * 1e6}
+            | {"shared_bytes": plan.shared_bytes}
         )
-    for ms, tiles, plan in sorted(results, key=lambda r: r[0])[:5]:
-        print(f"  {ms * 1e3:8.1f} us score {copy / ms:.2f} {tiles} grid={plan.grid[0]} shared={plan.shared_bytes}")
-    print(f"  tried {len(results)} of {len(tried)}", flush=True)
-    return records
+    return sorted(records, key=lambda record: record["us"])
+
+
+def main():
+    """Run a sweep."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--directions", nargs="+", default=list(DIRECTIONS), choices=ALL_DIRECTIONS)
+    parser.add_argument("--tries", type=int, default=40, help="shapes of the tile kernel for each case")
+    parser.add_argument("--seconds", type=float, default=60, help="time limit for all timing")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    limits = _launch.cupy_launcher(0).limits
+    cases = list(itertools.product(options.shapes, options.cases, options.directions))
+    chosen = {case: list(candidates(limits, *case, options.tries)) for case in cases}
+    specs = {plan.spec for tried in chosen.values() for _, plan in tried}
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        list(pool.map(compile_one, specs, chunksize=4))
+    print(f"compiled {len(specs)} kernels", flush=True)
+    records, deadline = [], time.monotonic() + options.seconds
+    with opened() as gpu:
+        for left, case in zip(range(len(cases), 0, -1), cases, strict=True):
+            until = time.monotonic() + (deadline - time.monotonic()) / left
+            found = sweep(gpu, *case, chosen[case], until)
+            records += found
+            planned = next((record for record in found if record["tiles"] == "planned"), None)
+            print(*case, planned and f"planned: {planned['us']:.1f} µs, {planned['score']:.2f}", f"{len(found)} tried")
+            for record in found[:5]:
+                different = "" if record["same"] else " DIFFERENT BITS"
+                print(f"  {record['us']:8.1f} µs {record['score']:.2f} {record['tiles']}{different}", flush=True)
+            gpu.release()
+            if options.output:
+                options.output.write_text(json.dumps(records, indent=1))
 
 
 if __name__ == "__main__":

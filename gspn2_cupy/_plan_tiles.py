@@ -36,6 +36,23 @@ class Tiles:
         return 32 * (self.warps * self.sets + self.copiers)
 
 
+def _consistent(tiles: Tiles, along: bool, group: int) -> bool:
+    """Tell whether lanes, groups, tiles and halos fit into each other: what the kernel's static_asserts ask for."""
+    part = math.gcd(tiles.lines, tiles.inner, tiles.outer)  # lines scanned between two meetings
+    slot_vectors = tiles.lines // group
+    return (
+        (tiles.inner == 0) == (tiles.warps == 1)
+        and tiles.inner % tiles.rows == tiles.outer % tiles.rows == 0
+        and (tiles.inner == 0 or tiles.outer % tiles.inner == 0)
+        and part % group == 0
+        and 2 * tiles.inner < 32 * tiles.rows
+        and not (along and (slot_vectors > 8 or 32 * tiles.copiers % (8 * slot_vectors)))
+        and not (tiles.cluster > 1 and tiles.outer == 0)
+        and tiles.threads <= 1024
+        and tiles.stages >= 2
+    )
+
+
 def shared_bytes_of(tiles: Tiles, along: bool, x: Layout, weight: Layout, lam: Layout | None, h: Layout) -> int:
     """Return the shared memory of a block: the ring, the rows that warps exchange, the words of a cluster."""
     images = 1 if lam is None else 2
@@ -69,13 +86,16 @@ def tiles_plan(
     h_last: Layout | None,
     reason: str = "",
 ) -> LaunchPlan | None:
-    """Plan the tile kernel in a given shape; None if it does not fit the device."""
+    """Plan the tile kernel in a given shape; None if it does not fit the device, or into itself."""
     arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
     geometry = scan_geometry(direction, chunk, x, weight.shape[1], arrays)
     along = direction in HORIZONTAL
     width = int(geometry["scan"]["width"])
     units = x.shape[0] * x.shape[1] // tiles.sets
     offset = 4 if all(a is None or span(a) < 2**31 for a in (x, weight, lam, h)) else 8
+    group = 16 // x.itemsize if along else tiles.group
+    if not _consistent(tiles, along, group):
+        return None
     shared = shared_bytes_of(tiles, along, x, weight, lam, h)
     registers = _registers(tiles, along, x, weight, lam)
     if shared > limits.shared_bytes_per_block:
@@ -131,7 +151,7 @@ def tiles_plan(
         "INNER": tiles.inner,
         "OUTER": tiles.outer,
         "STAGES": tiles.stages,
-        "GROUP": 16 // x.itemsize if along else tiles.group,
+        "GROUP": group,
         "AHEAD": int(tiles.ahead),
         "BLOCKS": resident,
         "CLUSTER": tiles.cluster,
