@@ -180,7 +180,8 @@ def test_more_elements_than_32_bits_count(dtype, direction):
             assert highest == elements - 1 > 2**31, f"{name} of {entry}"
         if plan.block[0] == _plan.PIXEL_THREADS and not re.search("(merge|projection)_gradient", entry):
             slices = {"merge": channels, "projection": 1}.get(entry, 2)
-            assert plan.grid[0] * plan.block[0] >= batch * slices * height * width
+            pack = int(dict(plan.spec.defines).get("PACK", 1))
+            assert plan.grid[0] * plan.grid[1] * plan.block[0] * pack >= batch * slices * height * width
 
 
 def test_line_scan_of_more_slices_than_65535():
@@ -412,3 +413,31 @@ def test_printed_when_asked(monkeypatch, capsys):
         "line_scan_slices",
         "line_scan_gradients",
     ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_images_are_merged_by_packs_where_they_are_runs(dtype):
+    kind = data_type(DTYPES[dtype])
+
+    def plan(shape, **strides):
+        def of(name, type_):
+            contiguous = layout(shape, type_)
+            return dataclasses.replace(contiguous, strides=strides.get(name, contiguous.strides))
+
+        layouts = of("h", kind.state.name), of("u", dtype), of("before", kind.state.name), of("sum", dtype), None
+        return _plan_pixels.merge(kind.c_name, *layouts)
+
+    pack = 16 // kind.itemsize
+    whole = plan((3, 2, 8, 8))
+    assert dict(whole.spec.defines)["PACK"] == str(pack)
+    assert whole.grid == (1, 3, 1)
+    of_four = plan((3, 2, 8, 8), u=(4 * 2 * 64, 64, 8, 1))  # one direction of several
+    assert dict(of_four.spec.defines)["PACK"] == str(pack)
+    for single in (
+        plan((3, 1, 3, 5)),  # 15 pixels
+        plan((3, 2, 8, 8), u=(128, 64, 1, 8)),  # transposed
+        plan((3, 2, 8, 8), before=(129, 64, 8, 1)),  # every other image starts between two packs
+        plan((65536, 1, 4, 4)),  # more images than a grid has rows
+    ):
+        assert dict(single.spec.defines)["PACK"] == "1"
+        assert single.grid[1:] == (1, 1)

@@ -81,9 +81,9 @@ def test_calls_compile_nothing_more(device, dtype, shape, options):
 
 def test_only_what_is_asked_for(device):
     gspn2_cupy.warmup(SHAPE, directions=["left_to_right"], backward=False, progress=False)
-    assert entries(device) == {"line_scan_forward", "merge"}
+    assert entries(device) == {"line_scan_slices", "merge"}
     gspn2_cupy.warmup(SHAPE, directions=["left_to_right"], normalize="softmax", backward=False, progress=False)
-    assert entries(device) == {"line_scan_forward", "merge", "normalize"}
+    assert entries(device) == {"line_scan_slices", "merge", "normalize"}
     assert all(dict(spec.defines).get("METHOD") != "Sigmoid" for spec in device._kernels)
 
 

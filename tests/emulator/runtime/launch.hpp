@@ -101,7 +101,7 @@ struct Block {
   int barrier_result = 0;
 
   struct Group {
-    int threads = 0;              // that meet
+    int threads = 0;  // that meet
     std::vector<Thread*> waiting;
     std::vector<Thread*> members;  // as they met the first time
   };
