@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import every_case, matching, quick_cases
+from benchmarks.cases import BRIEF, every_case, matching, quick_cases
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     table = commands.add_parser("table", help="turn results files into tables")
     table.add_argument("results", type=Path, nargs="+")
     table.add_argument("--write", type=Path, metavar="PAGE", help="put them between the markers of a page")
+    table.add_argument("--brief", action="store_true", help="only the cases that a page has room for")
     plots = commands.add_parser("plots", help="draw results files")
     plots.add_argument("results", type=Path, nargs="+")
     plots.add_argument("--output", type=Path, help="folder; default beside the first results file")
@@ -84,7 +85,11 @@ def main(given: list[str] | None = None) -> int:
     if options.what == "table":
         from benchmarks.report import tables, write_between_markers
 
-        text = tables([load(path) for path in options.results])
+        contents = [load(path) for path in options.results]
+        if options.brief:
+            chosen = {case.id for case in matching(BRIEF)}
+            contents = [c | {"cases": [record for record in c["cases"] if record["id"] in chosen]} for c in contents]
+        text = tables(contents)
         print(text) if options.write is None else write_between_markers(options.write, text)
         return 0
     if options.what == "plots":

@@ -154,6 +154,16 @@ QUICK = (
     "forward-latent_128-float32-per_channel-top_to_bottom-triton",
 )
 
+BRIEF = (  # and what a page has room for, where everything was measured
+    *QUICK,
+    *(
+        f"{operation}-*-{types}-{axis}"
+        for operation in ("backward", "unit")
+        for types in TYPES
+        for axis in (*AXES, *FOUR)
+    ),
+)
+
 
 def matching(patterns: Iterable[str]) -> list[Case]:
     """Return the cases whose id matches one of the patterns, in the patterns' order.

@@ -48,6 +48,7 @@ class Gpu:
         self.limits = _launch.cupy_launcher(0).limits
         self.pool = cupy.get_default_memory_pool()
         self._copies: dict[int, Timing] = {}
+        self._of_graphs: list[Any] = []  # memory pools; a graph writes to its own at every replay
         self._wide = self.limits.multiprocessors * 8
 
     # --- memory -------------------------------------------------------------------------------------------------------
@@ -55,6 +56,7 @@ class Gpu:
     def release(self) -> None:
         """Give back what no array holds."""
         self.stream.synchronize()
+        self._of_graphs.clear()
         self.pool.free_all_blocks()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
@@ -127,12 +129,18 @@ class Gpu:
         return cupy.cuda.get_elapsed_time(start, stop) * 1e-3
 
     def capture(self, work: Callable[[], object]) -> cupy.cuda.Graph:
-        """Return a graph of what ``work`` queues."""
-        self.stream.begin_capture()
-        try:
-            work()
-        finally:
-            graph = self.stream.end_capture()
+        """Return a graph of what ``work`` queues; what it allocates is given back by ``release``.
+
+        Workspaces that a capture takes from CuPy's default pool are kept for good, so a pool of its own stands in.
+        """
+        pool = cupy.cuda.MemoryPool()
+        self._of_graphs.append(pool)
+        with cupy.cuda.using_allocator(pool.malloc):
+            self.stream.begin_capture()
+            try:
+                work()
+            finally:
+                graph = self.stream.end_capture()
         graph.upload()
         return graph
 

@@ -96,6 +96,7 @@ def fake_cupy(clock):
         Graph=object,
         get_elapsed_time=lambda start, stop: stop.at - start.at,
         using_allocator=lambda allocate: nullcontext(),
+        MemoryPool=lambda: types.SimpleNamespace(malloc=None),
         runtime=types.SimpleNamespace(memGetInfo=lambda: (1 << 40, 1 << 40)),
     )
     return module

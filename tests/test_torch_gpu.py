@@ -4,6 +4,7 @@ A stream is kept busy by a kernel that sleeps, so whatever runs on another strea
 values that are not there yet.
 """
 
+import gc
 import importlib.util
 
 import pytest
@@ -139,6 +140,7 @@ def test_memory_is_freed_and_reused_under_load(cuda):
     wanted = [[each.clone() for each in scan_and_gradients(each)] for each in inputs]
     wrong = [torch.zeros((), dtype=torch.int64, device=cuda) for _ in streams]
     torch.cuda.synchronize()
+    gc.collect()  # what earlier tests left in cycles must not go in between
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     for stream in streams:
