@@ -45,6 +45,11 @@ PLANTED = {
     ("cluster_sums", "leaves_early"): (BOUNDS, ()),
     ("cluster_sums", "plain_word"): (RACE, ()),
     ("cluster_sums", "outside"): (BOUNDS, ("thread", "random")),
+    ("swap_in_groups", "no_meeting"): ((RACE, emulator.UninitialisedRead), ("thread", "random")),
+    ("swap_in_groups", "other_group"): ((RACE, emulator.UninitialisedRead), ()),
+    ("swap_in_groups", "one_buffer"): (RACE, ()),
+    ("swap_in_groups", "too_few"): ((SYNCHRONISATION, RACE, emulator.UninitialisedRead), ("thread", "random")),
+    ("swap_in_groups", "left_behind"): (emulator.Deadlock, ("thread", "random")),
 }
 SEEDS = range(100)
 

@@ -73,4 +73,13 @@ def cluster_sums(device, bug="none"):
     return y, np.broadcast_to(sums, (2, 4, 32)).reshape(-1)
 
 
-CASES = {case.__name__: case for case in (scan, block_sums, warp_sums, copy, reverse_tiles, pass_along, cluster_sums)}
+def swap_in_groups(device, bug="none"):
+    x, y = numbers(128), device.empty(128, np.float32)
+    device.compile(spec("groups.cu", "swap_in_groups", bug))(1, 128, 0, (x, y, struct(rounds=5)))
+    return y, x.reshape(2, 2, 32)[:, ::-1].reshape(-1) + 5
+
+
+CASES = {
+    case.__name__: case
+    for case in (scan, block_sums, warp_sums, copy, reverse_tiles, pass_along, cluster_sums, swap_in_groups)
+}
