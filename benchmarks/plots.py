@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.cases import ABBREVIATIONS, OPERATIONS, SHAPES
+from benchmarks.cases import ABBREVIATIONS, BRIEF, OPERATIONS, SHAPES, matching
 from benchmarks.report import ARROWS, heading
 
 Content = dict[str, Any]
@@ -22,6 +22,16 @@ EPSILON = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloa
 
 def _ours(content: Content) -> list[dict[str, Any]]:
     return [r for r in content["cases"] if r["status"] == "ok" and r["implementation"] == "ours"]
+
+
+def _for_a_page(content: Content) -> Content:
+    """Keep the cases that a picture has room for."""
+    room = {case.id for case in matching(BRIEF)}
+    return content | {"cases": [r for r in content["cases"] if r["id"] in room]}
+
+
+def _legend_beside(axes: Any) -> None:
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
 
 
 def _kind(record: dict[str, Any]) -> str:
@@ -45,10 +55,9 @@ def scores(content: Content, axes: Any) -> bool:
         axes.bar(places, [r["score"] for r in records], 0.8 / len(groups), label=kind)
     axes.set_xticks(range(len(names)), [f"{name}\n{SHAPES[name][0]}" for name in names], fontsize=7)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_ylim(0, 1.25 * max([1.0, *(r["score"] for records in groups.values() for r in records)]))
     axes.set_ylabel("score: time of an equal-bytes copy / time")
     if groups:
-        axes.legend(fontsize=7, ncols=2)
+        _legend_beside(axes)
     return bool(groups)
 
 
@@ -79,7 +88,7 @@ def times(content: Content, axes: Any) -> bool:
     axes.set_ylabel("time / (B·C·H·W), ps per pixel of a channel")
     if forward:
         axes.grid(axis="y", linewidth=0.3)
-        axes.legend(fontsize=7)
+        _legend_beside(axes)
     return bool(forward)
 
 
@@ -90,7 +99,7 @@ def speedups(content: Content, axes: Any) -> bool:
     for r in content["cases"]:
         own = ours.get(r["id"].removesuffix(f"-{r['implementation']}"))
         if r["status"] == "ok" and r["implementation"] != "ours" and own is not None:
-            name = f"{r['implementation'].replace('_', ' ')}, {r['shape_name']}\n{_kind(r)}"
+            name = f"{r['implementation'].replace('_', ' ')}, {r['shape_name']}: {_kind(r)}"
             bars.append((name, r["time"]["median"] / own["time"]["median"]))
     for place, (_, ratio) in enumerate(bars):
         axes.barh(place, ratio - 1, left=1, color="C0" if ratio >= 1 else "C3")
@@ -132,8 +141,8 @@ def draw(contents: list[Content], folder: Path) -> list[Path]:
     for content in contents:
         device = content["machine"]["device"].lower().replace(" ", "_")
         for name, plot in PLOTS.items():
-            figure, axes = plt.subplots(figsize=(11, 6), layout="constrained")
-            if plot(content, axes):
+            figure, axes = plt.subplots(figsize=(14, 6), layout="constrained")
+            if plot(_for_a_page(content), axes):
                 figure.suptitle(heading(content).replace("*", "").replace("`", ""), fontsize=7)
                 paths.append(folder / f"{device}_{name}.png")
                 figure.savefig(paths[-1], dpi=110)
