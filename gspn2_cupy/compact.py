@@ -144,8 +144,9 @@ def compact_propagate(
     -----
     Each projection and the propagation compute in the state's type, float32 (float64 for float64), and round once, on
     their way to the next: p, z, λ, u and q are arrays of the data type of ``x``. They take (2 + 2·D)·P + 3·D·G channels
-    of memory while the call runs. On CUDA arrays all work is queued on CuPy's current stream, and only parameters that
-    are not contiguous are copied. :func:`warmup` compiles the kernels of the propagation; those of the projections are
+    of memory while the call runs, and its workspace up to 2·P + 3·G more in the state's type. On CUDA arrays all work
+    is queued on CuPy's current stream, and only parameters that are not contiguous are copied. :func:`warmup` compiles
+    the kernels of the propagation; those of the projections are
     compiled when they are first called.
 
     Examples

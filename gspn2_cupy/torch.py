@@ -46,17 +46,21 @@ def _tensors(**given: Any) -> list[Any]:
         elif not (tensor is None and name in _checks.OPTIONAL_ARRAYS):
             raise TypeError(f"{name} must be a PyTorch tensor; got {type(tensor).__module__}.{type(tensor).__name__}")
     leader = next(iter(given.values()))
-    device = leader.device.type
-    has_autocast = device in ("cpu", "cuda")  # PyTorch 2.11's compiler cannot trace torch.amp.is_autocast_available
-    if leader.dtype is torch.float64 or not has_autocast or not torch.is_autocast_enabled(device):
+    if leader.dtype is torch.float64 or not _in_autocast(leader):
         return [*given.values()]
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(leader.device.type)
     return [
         tensor
         if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64
         else tensor.to(torch.float32 if name == "h0" else dtype)
         for name, tensor in given.items()
     ]
+
+
+def _in_autocast(tensor: Tensor) -> bool:
+    """Tell whether autocast is on for a tensor's device."""
+    device = tensor.device.type  # PyTorch 2.11's compiler cannot trace torch.amp.is_autocast_available
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
 def _refuse_forward_mode(name: str, tensor: Tensor) -> None:
@@ -384,6 +388,8 @@ class CompactPropagation(torch.nn.Module):
     @torch.no_grad()
     def load_compact_parameters(self, parameters: CompactParameters) -> None:
         """Copy parameters in: arrays of any one library and device, whose type is converted to the layer's."""
+        if isinstance(parameters, CompactParameters):  # another layer's are copied, not differentiated
+            parameters = CompactParameters(*(p.detach() if isinstance(p, Tensor) else p for p in parameters))
         arrays = _checks.adopted_parameters(parameters, self._shapes())
         for parameter, array in zip(self._by_name(), arrays, strict=True):
             tensor = _arrays.TORCH.restore(_arrays.TORCH.lend(array.copy()), None)
@@ -394,6 +400,9 @@ class CompactPropagation(torch.nn.Module):
         (x,) = _tensors(x=x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (B, {self.channels}, H, W); got {tuple(x.shape)}")
+        own = self.reduce.weight.dtype
+        if x.dtype is not own and not _in_autocast(x):
+            raise TypeError(f"x must be {str(own)[6:]}, like the layer's parameters; got {str(x.dtype)[6:]}")
         count = len(self.directions)
         proxies = self.reduce(x)
         logits = self.logits(proxies).unflatten(1, (count, self.groups, 3))

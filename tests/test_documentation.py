@@ -6,6 +6,7 @@ CUDA device, and `g++` for the emulator; `<!-- not run: a sketch -->` says why a
 
 import doctest
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def blocks():
         text = page.read_text(encoding="utf-8")
         for match in BLOCK.finditer(text):
             line = text.count("\n", 0, match.start("code"))
-            yield pytest.param(page, line, match, id=f"{page.name}:{line + 1}")
+            needs_gpu = match["kind"] == "requires" and "gpu" in match["what"]
+            marks = [pytest.mark.gpu] if needs_gpu else []
+            yield pytest.param(page, line, match, id=f"{page.name}:{line + 1}", marks=marks)
 
 
 @pytest.mark.parametrize(("page", "line", "match"), list(blocks()))
@@ -86,3 +89,13 @@ def test_readme_has_exactly_two_set_up_commands():
     demo, tests = commands
     assert demo.endswith("-m gspn2_cupy demo")
     assert "-m pytest" in tests
+
+
+CITED = re.compile(r"(?P<file>nvidia_h200\.json)\)[^|]{0,160}?commit\s+(?P<commit>[0-9a-f]{7,12})", re.S)
+
+
+def test_pages_cite_the_commit_that_a_results_file_was_measured_at():
+    measured = json.loads((ROOT / "benchmarks/results/nvidia_h200.json").read_text(encoding="utf-8"))["commit"]
+    cited = [(page.name, m["commit"]) for page in PAGES for m in CITED.finditer(page.read_text(encoding="utf-8"))]
+    assert cited
+    assert {commit for _, commit in cited} == {measured}, cited

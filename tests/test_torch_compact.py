@@ -302,3 +302,18 @@ def test_wrong_parameters_are_named():
         module.load_compact_parameters(gspn2_cupy.compact_parameters(6, 2))
     with pytest.raises(ValueError, match=r"^parameters.logits_bias must have shape \(4, 1, 3\); got \(4,\)$"):
         module.load_compact_parameters(parameters._replace(logits_bias=parameters.merge))
+
+
+def test_an_image_of_another_type_is_refused():
+    with pytest.raises(TypeError, match=r"^x must be float32, like the layer's parameters; got float64$"):
+        layer()(tensor(image("float64")))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer()(tensor(image())).dtype is torch.bfloat16
+
+
+def test_another_layers_parameters_are_copied_in():
+    source, target = layer(seed=1), layer(seed=2)
+    shapes = [parameter.shape for parameter in source.compact_parameters()]
+    own = (source.get_parameter(name).view(shape) for name, shape in zip(STATE_NAMES.values(), shapes, strict=True))
+    target.load_compact_parameters(CompactParameters(*own))
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
