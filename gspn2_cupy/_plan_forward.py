@@ -124,6 +124,10 @@ def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight:
             sets //= 2
 
 
+# In the order of the fields: rows of a lane; sets, warps, copiers; lines of a tile; inner and outer halo; stages, group,
+# ahead, cluster.
+
+
 def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:
     """Shapes for horizontal scans."""
     short = vector == 8
