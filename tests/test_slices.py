@@ -80,9 +80,9 @@ def both(launcher, case, arrays, direction, line, state, laid_out=lambda h: h):
     return answers
 
 
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("schedule", ["random", "priority"])
-@pytest.mark.parametrize("case", CASES)
 def test_emulated(case, direction, schedule):
     require()
     *arrays, line, state = arrays_of(case, direction)

@@ -150,9 +150,9 @@ def both(launcher, arrays, direction, chunk, tiles, line_shape, result_kind=None
     return results
 
 
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("schedule", ["random", "priority"])
-@pytest.mark.parametrize("case", CASES)
 def test_emulated(case, direction, schedule):
     require()
     (_, result_kind), sizes, chunk = CASES[case][3:6]

@@ -68,6 +68,7 @@ SELECTIONS = {
     "line_scan_tiles.cu": TILES,
     "line_scan_slices.cu": SLICES,
 }
+FAILED = re.compile(r"^(?:FAILED|ERROR) \S*?(\w+)\.py::(\w+).*?(?: - (.*))?$", re.MULTILINE)
 WIDER = ("tests/test_properties.py", "tests/test_large_line.py", "tests/test_affinity.py", "tests/test_line_scan.py")
 
 
@@ -111,7 +112,7 @@ class Workshop:
             return Outcome(False, "")
         if done.returncode < 0:
             return Outcome(True, f"crashes by signal {-done.returncode}")
-        if done.returncode != 1:
+        if done.returncode != 1 or not FAILED.search(done.stdout):  # no test has failed: pytest itself has
             raise RuntimeError(f"pytest ends with {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
         return Outcome(True, first_failure(done.stdout))
 
@@ -133,9 +134,8 @@ class Workshop:
 
 def first_failure(output: str) -> str:
     """Return the test and the error of pytest's first FAILED line."""
-    found = re.search(r"^(?:FAILED|ERROR) \S*?(\w+)\.py::(\w+).*?(?: - (.*))?$", output, re.MULTILINE)
-    if found is None:
-        return output.strip().splitlines()[-1]
+    found = FAILED.search(output)
+    assert found is not None
     error = re.match(r"[\w.]*?(\w+)(?=:|$)", found[3] or "")
     return f"`{found[2]}`" + (f": {error[1]}" if error else "")
 
