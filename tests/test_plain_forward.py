@@ -57,19 +57,21 @@ def test_emulated(direction, schedule, size, channels, groups, dtype, chunk, h0,
 
 
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
-@pytest.mark.parametrize("place", [(0, 96), (1, 127), (3, 128), (17, 250)])  # (line, pixel), at the edges of blocks
-@pytest.mark.parametrize("chunk", [20, 6])
-def test_emulated_nan_spreads_one_pixel_a_line(direction, place, chunk):
-    # what blocks share of a line, one of them computes in vain, and NaN must not get out of it
+@pytest.mark.parametrize("place", [(0, 96), (1, 127), (3, 299), (7, 0)])  # (line, pixel), at the edges of blocks
+@pytest.mark.parametrize(("value", "chunk"), [(np.nan, 20), (np.nan, 6), (np.inf, 20)])
+def test_emulated_what_is_not_finite_spreads_one_pixel_a_line(direction, place, value, chunk):
+    # What blocks share of a line, one of them computes in vain, and NaN must not get out of it; nor must infinity times
+    # the weights of rows outside the image, which are 0 in the kernel, become NaN and come back.
     require()
     size, (t, i) = (20, 300), place
     case = make_scan(image_shape(1, 1, size, direction), direction)
     element = lines(case.x, direction, t, t + 1)
-    element[(0, 0, i, 0) if direction in HORIZONTAL else (0, 0, 0, i)] = np.nan
+    element[(0, 0, i, 0) if direction in HORIZONTAL else (0, 0, 0, i)] = value
     with emulated(seed=i, schedule="random", limits=OLDER) as device:
         h = gspn2_cupy.line_scan(case.x, case.weight, case.lam, direction=direction, chunk=chunk)
     assert device.launches == 1
     for step in range(size[0]):
         line = lines(h, direction, step, step + 1).ravel()
+        assert np.isnan(value) or not np.isnan(line).any()
         reached = np.abs(np.arange(size[1]) - i) <= step - t
-        assert np.array_equal(np.isnan(line), reached & (step // chunk == t // chunk))
+        assert np.array_equal(~np.isfinite(line), reached & (step // chunk == t // chunk))

@@ -4,6 +4,6 @@ from tools.mutants._mutant import Mutant
 from tools.mutants.fast import FAST
 from tools.mutants.plain import PLAIN
 
-ALL: list[Mutant] = [*PLAIN, *FAST]
+ALL: list[Mutant] = [*FAST, *PLAIN]
 
 __all__ = ["ALL", "Mutant"]
