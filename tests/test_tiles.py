@@ -27,11 +27,11 @@ CASES = {
     "whole slices, several warps": ((2, 2, 96, 96), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 8, 0, 2, 2), 50, True),
     "three warps": ((1, 2, 64, 64), 1, FLOAT32, SAME, (1, 1, 3, 1, 8, 8, 0, 2, 4), None, True),
     "halos refreshed within a tile": ((1, 2, 96, 96), 1, BFLOAT16, SAME, (2, 2, 2, 2, 32, 8, 0, 2, 2), None, True),
-    "warps of a block": ((1, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 8, 8, 2, 2), None, False),
+    "warps of a block": ((1, 2, 160, 160), 1, FLOAT32, SAME, (2, 1, 2, 2, 8, 8, 8, 2, 2), None, False),
     "an exchange every second tile": ((1, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 16, 2, 4), 50, True),
     "bands in global memory": ((2, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 16, 2, 2, False), None, True),
     "bands, unit after unit": ((4, 2, 112, 112), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 16, 2, 2), None, True),
-    "inner and outer halos": ((1, 2, 192, 192), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 4, 16, 2, 2), None, True),
+    "inner and outer halos": ((1, 2, 192, 192), 1, FLOAT32, SAME, (2, 1, 2, 2, 8, 4, 16, 2, 2), None, True),
     "bands refreshed within a tile": ((1, 2, 192, 192), 1, BFLOAT16, SAME, (2, 2, 2, 2, 32, 8, 16, 2, 2), 70, True),
     "a warp's bands refreshed within a tile": (
         (1, 2, 96, 96),
@@ -42,7 +42,7 @@ CASES = {
         70,
         True,
     ),
-    "warps and channel sets": ((1, 4, 160, 160), 1, FLOAT32, SAME, (4, 2, 2, 2, 8, 8, 8, 2, 2), None, False),
+    "warps and channel sets": ((1, 4, 160, 160), 1, FLOAT32, SAME, (2, 2, 2, 2, 8, 8, 8, 2, 2), None, False),
     "a cluster of 2": ((2, 2, 160, 160), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 8, 2, 2, True, 2), None, False),
     "a cluster of blocks of warps": (
         (1, 2, 240, 240),
@@ -53,7 +53,7 @@ CASES = {
         90,
         True,
     ),
-    "a warp without rows of its own": ((1, 2, 208, 208), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 8, 8, 2, 2), None, False),
+    "a warp without rows of its own": ((1, 2, 64, 64), 1, FLOAT32, SAME, (1, 1, 3, 2, 8, 8, 8, 2, 4), None, False),
     "a cluster of 4, deep rings": (
         (1, 2, 136, 136),
         1,
@@ -78,7 +78,7 @@ CASES = {
         2,
         FLOAT16,
         (FLOAT32, FLOAT32),
-        (4, 2, 2, 2, 8, 8, 8, 2, 2),
+        (2, 2, 2, 2, 8, 8, 8, 2, 2),
         None,
         True,
     ),
@@ -141,6 +141,7 @@ def both(launcher, arrays, direction, chunk, tiles, line_shape, result_kind=None
             plan = _plan_tiles.tiles_plan(limits, tiles, direction, chunk, *layouts)
             assert plan is not None, f"{tiles} does not fit"
             bands, units_of_block = plan.geometry["bands"]["count"], plan.geometry["bands"]["units"]
+            assert (bands > 1) == (tiles.outer > 0), "a slice in one band tells nothing of halos"
             if case in SMALL_DEVICE:
                 units = arrays[0].shape[0] * arrays[0].shape[1] // tiles.sets
                 assert plan.grid[0] * units_of_block < units * bands
@@ -183,19 +184,19 @@ def test_emulated_every_array_has_a_layout_of_its_own(case, direction):
 
 
 @pytest.mark.parametrize(
-    ("direction", "shape", "rows"),
-    [("right_to_left", (1, 1, 32, 800), 1), ("top_to_bottom", (1, 1, 400, 208), 4)],
+    ("direction", "shape"),
+    [("right_to_left", (1, 1, 64, 800)), ("top_to_bottom", (1, 1, 800, 64))],
     ids=["along", "across"],
 )
-def test_emulated_slow_warps_find_what_their_neighbours_sent(direction, shape, rows):
+def test_emulated_slow_warps_find_what_their_neighbours_sent(direction, shape):
     """The last warp of a block here has no rows of its own, so nobody waits for it; it may be two exchanges late.
 
-    Only three boxes in turn keep its words so long. Many orders are tried, as few make it that late.
+    Only three boxes in turn keep its words so long. Several orders are tried, as not all make it that late.
     """
     require()
     *arrays, line_shape = arrays_of(shape, 1, FLOAT32, None, direction, None, False)
-    tiles = Tiles(rows, 1, 2, 2, 8, 8, 8, 2, 4 if direction in HORIZONTAL else 2)
-    for seed in range(20):
+    tiles = Tiles(1, 1, 3, 1, 8, 8, 8, 2, 4)
+    for seed in range(8):
         with emulated(seed=seed, schedule="priority", async_copies="random") as device:
             (h, h_last), (plain, plain_last) = both(device, arrays, direction, None, tiles, line_shape)
         assert h.tobytes() == plain.tobytes()
