@@ -22,6 +22,7 @@ CASES = {
     "from unit to unit": ((2, 7, 32, 32), 7, FLOAT32, SAME, (4, 1, 1, 1, 8, 0, 0, 3, 2), None, True),
     "from unit to unit, one at a time": ((2, 3, 64, 64), 1, FLOAT32, SAME, (2, 1, 1, 2, 16, 0, 0, 2, 4), 24, True),
     "a tile cut short, restarts inside": ((1, 3, 16, 20), 3, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), 5, True),
+    "a tile cut short after a restart": ((1, 2, 20, 20), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), 12, True),
     "a restart on a tile's last line": ((1, 2, 32, 32), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), 23, True),
     "a warp per channel": ((2, 8, 32, 64), 1, BFLOAT16, SAME, (2, 4, 1, 1, 16, 0, 0, 2, 2, False), 7, False),
     "whole slices, several warps": ((2, 2, 96, 96), 1, FLOAT32, SAME, (4, 1, 2, 2, 8, 8, 0, 2, 2), 50, True),
