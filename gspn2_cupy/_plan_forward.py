@@ -124,8 +124,7 @@ def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight:
             sets //= 2
 
 
-# In the order of the fields: rows of a lane; sets, warps, copiers; lines of a tile; inner and outer halo; stages, group,
-# ahead, cluster.
+# Fields in order: rows of a lane; sets, warps, copiers; lines of a tile; inner, outer; stages, group, ahead; cluster.
 
 
 def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:
@@ -171,7 +170,9 @@ def _down(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int
     wide = (
         [Tiles(4, pair, 4, 4, 8, 16, 64, 3, 2, False), Tiles(2, pair, 4, 4, 8, 8, 32, 3, 4, False)]
         if short
-        else [Tiles(2, 1, 9, 2, 8, 16, 32, 3, 2, False)]
+        else [
+            Tiles(2, 1, 9, 2 if limits.compute_capability >= (9, 0) else 4, 8, 16, 32, 3, 2, False)
+        ]  # sm_80 spills with 2
     )
     for tiles in wide:
         if slices // tiles.sets * -(-across // (tiles.block_rows - 2 * tiles.outer)) >= 0.8 * limits.multiprocessors:

@@ -1,46 +1,12 @@
-"""The mistakes that tools/mutate.py makes, as text to be replaced in files under cuda/."""
+"""Mistakes in the plain scan, forward and backward, and in the kernels that look at each pixel for itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from tools.mutants._mutant import Mutant, mutants
 
+PLAIN: list[Mutant] = []
 
-@dataclass(frozen=True)
-class Mutant:
-    """One mistake; each `old` text must occur exactly once in the file."""
-
-    file: str
-    name: str
-    edits: tuple[tuple[str, str], ...]  # (old, new)
-    harmless: str = ""  # why no test can catch it
-
-    def lost_in(self, text: str) -> str:
-        """Say which edit does not find its place, if one does not."""
-        for old, _ in self.edits:
-            if text.count(old) != 1:
-                return f"{self.file}: {self.name}: found {text.count(old)} times, not once:\n{old}"
-        return ""
-
-    def applied(self, text: str) -> str:
-        """Return a file's text with the mistake in it."""
-        places = sorted(((text.index(old), old, new) for old, new in self.edits), reverse=True)
-        for start, old, new in places:
-            text = text[:start] + new + text[start + len(old) :]
-        return text
-
-
-def _mutants(file: str, *mistakes: tuple) -> list[Mutant]:
-    """Make mutants from (name, old, new), (name, ((old, new), …)) and the same with a reason why it is harmless."""
-    made = []
-    for name, *rest in mistakes:
-        edits, rest = (rest[0], rest[1:]) if isinstance(rest[0], tuple) else (((rest[0], rest[1]),), rest[2:])
-        made.append(Mutant(file, name, edits, *rest))
-    return made
-
-
-ALL: list[Mutant] = []
-
-ALL += _mutants(
+PLAIN += mutants(
     "geometry.cuh",
     ("forget the origin of an image", "return origin + b * batch + c * channel;", "return b * batch + c * channel;"),
     ("forget the group of a weight", "return origin + b * batch + g * group;", "return origin + b * batch;"),
@@ -56,7 +22,7 @@ ALL += _mutants(
     ("swap line and row of a pixel", "t = scan.along ? pixel % scan.lines :", "t = scan.along ? pixel / scan.width :"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "state.cuh",
     ("truncate to float16", "__float2half_rn(", "__float2half_rz("),
     ("truncate to bfloat16", "__float2bfloat16_rn(", "__float2bfloat16_rz("),
@@ -64,7 +30,7 @@ ALL += _mutants(
     ("flip the sign of a double's summand", "fma(a, b, c)", "fma(a, b, -c)"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "scan_tile.cuh",
     ("halo on one side only", "return THREADS - 2 * halo_of(width);", "return THREADS - halo_of(width);"),
     ("halo one row short", "return width <= THREADS ? 0 : LINES;", "return width <= THREADS ? 0 : LINES - 1;"),
@@ -96,7 +62,7 @@ ALL += _mutants(
     ("stage lines past the end", "t < scan.lines && i >= 0", "i >= 0"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "line_scan_forward.cu",
     (
         "drop the barrier after staging",
@@ -130,7 +96,7 @@ ALL += _mutants(
     ("write lines past the end", "if (n < count && band.owns", "if (band.owns"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "line_scan_adjoint.cu",
     (
         "drop the barrier after staging",
@@ -160,7 +126,7 @@ ALL += _mutants(
     ("let rows outside the image live", "inside ? stage.signal[at] + carry : State(0)", "stage.signal[at] + carry"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "line_scan_gradients.cu",
     ("forget the border above", "{!restarts && i > 0,", "{!restarts,"),
     ("forget the border below", "!restarts && i + 1 < scan.width}", "!restarts}"),
@@ -181,7 +147,7 @@ ALL += _mutants(
     ),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "merge.cu",
     ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
     ("forget u", "widen(u[place.in(geometry.u)]) * hidden", "hidden"),
@@ -192,7 +158,7 @@ ALL += _mutants(
     ("forget the sum so far", "before ? multiply_add", "before && false ? multiply_add"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "merge_gradient.cu",
     ("drop the barrier", "    __syncthreads();\n", ""),
     ("one thread too many", "if (threadIdx.x < half)", "if (threadIdx.x <= half)"),
@@ -207,7 +173,7 @@ ALL += _mutants(
     ("one pixel too many", "number < pixels;", "number <= pixels;"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "projection.cu",
     ("forget the bias", "if (bias) total +=", "if (false) total +="),
     ("forget the sum so far", "if (before) total +=", "if (false) total +="),
@@ -239,7 +205,7 @@ ALL += _mutants(
     ("flip a sign", "value[k] = multiply_add(tile[", "value[k] = multiply_add(-tile["),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "projection_gradient.cu",
     ("drop the first barrier", "    __syncthreads();\n    stage(of_g", "    stage(of_g"),
     ("drop the second barrier", "    __syncthreads();\n    State step = 0;", "    State step = 0;"),
@@ -287,7 +253,7 @@ ALL += _mutants(
     ("the bias in the place of a weight", "input < geometry.inputs ? dweight", "input <= geometry.inputs ? dweight"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "stable_weights.cuh",
     ("a limit of -41", "LOWEST = -40;", "LOWEST = -41;"),
     ("NaN is limited", "return z < LOWEST ? LOWEST : z;", "return z > LOWEST ? z : LOWEST;"),
@@ -313,7 +279,7 @@ ALL += _mutants(
     ),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "normalize.cu",
     ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
     ("swap two weights", "weight[k * geometry.weight.tap]", "weight[(2 - k) * geometry.weight.tap]"),
@@ -321,7 +287,7 @@ ALL += _mutants(
     ("forget a weight", "for (int k = 0; k < 3; ++k) weight", "for (int k = 0; k < 2; ++k) weight"),
 )
 
-ALL += _mutants(
+PLAIN += mutants(
     "normalize_backward.cu",
     ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
     ("flip the sign of the mean", "(gradient[k] - mean)", "(gradient[k] + mean)"),
@@ -343,187 +309,4 @@ ALL += _mutants(
         "neighbours.weight[k] * gradient[k]",
     ),
     ("write outside neighbours' gradients", "reached ? value : State(0)", "value"),
-)
-
-ALL += _mutants(
-    "tile_ring.cuh",
-    ("rows not dealt out", "row % ROWS * (BLOCK_ROWS / ROWS) + row / ROWS", "row"),
-    ("reversed lines shifted by one", "(SLOT_VECTORS - n) * VECTOR - 1", "(SLOT_VECTORS - n) * VECTOR"),
-    ("lines shifted by one", "ALONG ? n * VECTOR : n;", "ALONG ? n * VECTOR + 1 : n + 1;"),
-    ("one stage too few", "tile % STAGES * STAGE_VECTORS;", "tile % (STAGES - 1) * STAGE_VECTORS;"),
-    ("h over the weights", "stage_of(ring, tile) + 3 * ARRAY_VECTORS :", "stage_of(ring, tile) + 2 * ARRAY_VECTORS :"),
-    ("one place for two tiles of h", "tile % 2 * OUT_VECTORS;", "0;"),
-    ("h over x that is still read", "OVER_X = WARPS == 1;", "OVER_X = true;"),
-    ("copy rows that do not exist", "is && addresses.x[slot] >= 0;", "is;"),
-    ("copy lines past the end", "line[k] < left ? 16 : 0;", "16;"),
-    ("swap two weights", "from + tap * geometry.weight.tap,", "from + (2 - tap) * geometry.weight.tap,"),
-    ("one channel for all", "c * geometry.x.channel + x[k]", "x[k]"),
-    ("λ over x", "target + (3 + BLOCK_CHANNELS + c) * ARRAY_VECTORS", "target + (3 + c) * ARRAY_VECTORS"),
-    ("write rows of others", "if (h[k] < 0 || line[k] >= left) continue;", "if (line[k] >= left) continue;"),
-    ("write lines past the end", "if (h[k] < 0 || line[k] >= left) continue;", "if (h[k] < 0) continue;"),
-    (
-        "leave a vector uncopied",
-        "const bool is = ARRAY_VECTORS % (32 * COPIERS) == 0 || which < ARRAY_VECTORS;",
-        "const bool is = which < ARRAY_VECTORS - 1;",
-    ),
-    (
-        "a tile's lines shifted by a tile",
-        "const long long lines = tile * LINES;",
-        "const long long lines = (tile > 0 ? tile - 1 : 0) * LINES;",
-    ),
-    ("h of one channel for all", "out[place_in_array[k] + c * ARRAY_VECTORS]", "out[place_in_array[k]]"),
-)
-
-ALL += _mutants(
-    "tile_scan.cuh",
-    (
-        "swap up and down shuffles",
-        (
-            ("__shfl_up_sync(0xffffffffu, h[ROWS - 1], 1)", "__shfl_down_sync(0xffffffffu, h[ROWS - 1], 1)"),
-            ("__shfl_down_sync(0xffffffffu, h[0], 1)", "__shfl_up_sync(0xffffffffu, h[0], 1)"),
-        ),
-    ),
-    ("shuffle from two lanes away", "h[ROWS - 1], 1)", "h[ROWS - 1], 2)"),
-    ("shuffle the wrong row", "h[0], 1)", "h[ROWS - 1], 1)"),
-    ("forget the border below", "if (!last || has_below)", "if (true)"),
-    ("forget the border above", "if (!first || has_above)", "if (true)"),
-    ("never restart", "if (!restarts) {", "if (true) {"),
-    ("forget λ", "if (HAS_LAM) line[r] *=", "if (false) line[r] *="),
-    ("use one weight for another", "value(group.taps[2], r), last ?", "value(group.taps[0], r), last ?"),
-    ("shift a neighbour by one", "above : h[r - !first]", "above : h[r]"),
-    (
-        "flip a sign",
-        "multiply_add(value(group.taps[1], r), h[r], line[r])",
-        "multiply_add(value(group.taps[1], r), -h[r], line[r])",
-    ),
-    ("reversed lines in order", "REVERSED ? VECTOR - 1 - m :", "REVERSED ? m :"),
-    ("reversed vectors in order", "REVERSED ? SLOT_VECTORS - 1 - n0 / VECTOR :", "REVERSED ? n0 / VECTOR :"),
-    ("round the state", "state[c][r] = line[r];", "state[c][r] = widen(narrow<SCALAR>(line[r]));"),
-    ("leave rows of others", "Vector* out, int n0) const {\n    if (!keeps) return;", "Vector* out, int n0) const {"),
-    ("write rows of others", "int n0, int count) const {\n    if (!keeps) return;", "int n0, int count) const {"),
-    ("write a line past the end", "if (n0 + m >= count) continue;", "if (n0 + m > count) continue;"),
-    ("restart once a tile", "if (restarts) restart += chunk;", ""),
-    ("scan past the end", "if (WHOLE || n0 + m < count) advance", "advance"),
-    ("x of another set of channels", "from[(3 + set * CHANNELS + c) * ARRAY_VECTORS]", "from[(3 + c) * ARRAY_VECTORS]"),
-    ("λ of another set of channels", "from[(3 + BLOCK_CHANNELS + set * CHANNELS + c)", "from[(3 + BLOCK_CHANNELS + c)"),
-    ("read a group twice", "read(next, stage, n0 + GROUP)", "read(next, stage, n0)"),
-    ("stay with the first group", "if (WHOLE && n0 + GROUP < LINES) group = next;", ""),
-)
-
-ALL += _mutants(
-    "line_scan_tiles.cu",
-    ("two boxes instead of three", "constexpr int BOXES = 3;", "constexpr int BOXES = 2;"),
-    ("one box instead of three", "constexpr int BOXES = 3;", "constexpr int BOXES = 1;"),
-    ("one box for both sides", "(side * BOXES + exchange % BOXES)", "(exchange % BOXES)"),
-    ("one box for all channels", "* BLOCK_CHANNELS + channel) * HALO;", "* BLOCK_CHANNELS) * HALO;"),
-    (
-        "seal with the wrong number",
-        "static_cast<unsigned long long>(exchange) << 32",
-        "static_cast<unsigned long long>(exchange + 1) << 32",
-    ),
-    ("drop the first cluster barrier", "    cluster_sync();\n    if (band > 0)", "    if (band > 0)"),
-    (
-        "drop the last cluster barrier",
-        "  if (CLUSTER > 1) cluster_sync();",
-        "",
-        "a block awaits every word that is sent to its memory, so none is on its way when it leaves",
-    ),
-    ("leave mailboxes uncleared", "for (int k = threadIdx.x; k < BOX_WORDS; k += THREADS) mail[k] = 0;", ""),
-    ("write to one's own cluster mailbox", "in_block_of_cluster(mail, band - 1)", "in_block_of_cluster(mail, band)"),
-    ("write to the wrong neighbour", "mail_above = mail - BOX_WORDS;", "mail_above = mail + BOX_WORDS;"),
-    ("write to the wrong side", "publish(mailbox(mail_above, 1,", "publish(mailbox(mail_above, 0,"),
-    ("write edges upside down", "channel) + HALO - 1 - from_bottom", "channel) + from_bottom"),
-    ("write edges shifted by one", "exchanges, channel) + from_top,", "exchanges, channel) + (from_top + 1) % HALO,"),
-    ("read the wrong side", "await_tag(mailbox(mail, 0,", "await_tag(mailbox(mail, 1,"),
-    (
-        "read edges shifted by one",
-        "channel) + beyond + r, exchanges)",
-        "channel) + (beyond + r + 1) % HALO, exchanges)",
-    ),
-    (
-        "do not wait for the word",
-        "opened(await_tag(mailbox(mail, 0, exchanges, channel) + row0 + r, exchanges))",
-        "opened(mailbox(mail, 0, exchanges, channel)[row0 + r])",
-    ),
-    ("forget the border above", "row_of(row0) > 0;", "row_of(row0) >= 0;"),
-    ("forget the border below", "row_of(row0) + ROWS < width;", "row_of(row0) + ROWS <= width;"),
-    ("keep a lane too few", "lane >= HALO / ROWS &&", "lane > HALO / ROWS &&"),
-    ("keep a lane of the halo", "lane < 32 - HALO / ROWS));", "lane <= 32 - HALO / ROWS));"),
-    ("own rows of the next band", "(row >= HALO && row < HALO + band_rows)", "(row >= HALO)"),
-    ("read rows outside the image", "row_of(row) >= 0 && row_of(row) < width &&", "row_of(row) >= 0 &&"),
-    ("rows beyond the halo exist", " && row < band_rows + 2 * HALO;", ";"),
-    (
-        "slices beyond the last exist",
-        "row < units_of_block * width && unit_of(row) < units;",
-        "row < units_of_block * width;",
-    ),
-    ("bands without a halo", "band * band_rows - HALO + row : row % width", "band * band_rows + row : row % width"),
-    ("slices of a block are one", "HALO ? unit0 : unit0 + row / width", "unit0"),
-    ("wrong group", "group = c / per_group;", "group = c % per_group;"),
-    ("drop the barrier after the addresses", "    block_sync();\n\n    if (!scans) {", "    if (!scans) {"),
-    (
-        "drop the barrier after a unit",
-        "    block_sync();  // everyone",
-        "    // everyone",
-        "a unit's addresses are read before its first tile, and no copy of the next starts before all have met again",
-    ),
-    ("skip units", "unit0 += static_cast<int>(gridDim.x)", "unit0 += 2 * static_cast<int>(gridDim.x)"),
-    (
-        "drop the wait for a tile",
-        "load(tile + STAGES - 1);\n        copy_async_wait<STAGES - 2>();",
-        "load(tile + STAGES - 1);\n        copy_async_wait<STAGES - 1>();",
-    ),
-    (
-        "drop the wait for the first tile",
-        "load(tile);\n      copy_async_wait<STAGES - 2>();",
-        "load(tile);\n      copy_async_wait<STAGES - 1>();",
-    ),
-    ("drop the barrier of the copying warps", "STAGES - 2>();\n        block_sync();", "STAGES - 2>();"),
-    (
-        "drop the barrier of a tile on both sides",
-        (
-            ("STAGES - 2>();\n        block_sync();", "STAGES - 2>();"),
-            ("        block_sync();\n        if (exchange) {", "        if (exchange) {"),
-        ),
-    ),
-    ("load a tile too far ahead", "load(tile + STAGES - 1);", "load(tile + STAGES);"),
-    (
-        "load over h that has not left",
-        (
-            (
-                "if (ALONG && tile > 0) store(tile - 1);\n        load(tile + STAGES - 1);",
-                "load(tile + STAGES - 1);\n        if (ALONG && tile > 0) store(tile - 1);",
-            ),
-        ),
-    ),
-    ("skip the last tile of h", "if (ALONG && tiles > 0) store(tiles - 1);", ""),
-    ("one restart a tile", "while (restart < (tile + 1) * LINES)", "if (restart < (tile + 1) * LINES)"),
-    ("miss a restart on a tile's last line", "&& restart_in >= LINES) {", "&& restart_in >= LINES - 1) {"),
-    ("treat a partial tile as whole", "if (left >= LINES && restart_in", "if (restart_in"),
-    ("use the first line's weights without h0", "restart = h0 ? scan.chunk : 0;", "restart = scan.chunk;"),
-    ("ignore h0", "restart = h0 ? scan.chunk : 0;", "restart = 0;"),
-    ("h0 shifted by a row", "row_of(row0) + r)] : State(0);", "row_of(row0))] : State(0);"),
-    ("skip h_last", "if (h_last && keeps) {", "if (h_last && keeps && false) {"),
-    ("h_last of the halo too", "if (h_last && keeps) {", "if (h_last && exists(row0)) {"),
-    (
-        "one set of edges for two exchanges",
-        (
-            ("row0 + r] = state[c][r];", "row0 + r - exchanges % 2 * BLOCK_CHANNELS * BLOCK_ROWS] = state[c][r];"),
-            ("state[c][r] = edges[(exchanges % 2 * BLOCK_CHANNELS + channel)", "state[c][r] = edges[(channel)"),
-        ),
-    ),
-    ("exchange half as often", "% (HALO ? HALO : 1) == 0", "% (HALO ? 2 * HALO : 1) == 0"),
-    (
-        "exchange nothing between warps",
-        "if (!keeps && exists(row0)) {",
-        "if (!keeps && exists(row0) && (row0 < HALO || row0 >= HALO + band_rows)) {",
-    ),
-    ("h shifted by a line per tile", "to += LINES * geometry.h.line", "to += (LINES - 1) * geometry.h.line"),
-    (
-        "drop the warp's meeting after an exchange",
-        "          __syncwarp();\n",
-        "",
-        "it only brings the lanes back together sooner: the next line's shuffles wait for all of them",
-    ),
-    ("two threads' rows overlap", "WARP_STEP + lane * ROWS;", "WARP_ROWS + lane * ROWS;"),
 )
