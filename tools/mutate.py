@@ -62,6 +62,7 @@ SELECTIONS = {
     "stable_weights.cuh": WEIGHTS,
     "normalize.cu": WEIGHTS,
     "normalize_backward.cu": WEIGHTS,
+    "pack.cuh": ("tests/test_slices.py", *UNIT, *TILES),
     "scan_lane.cuh": ("tests/test_slices.py", *TILES),
     "tile_ring.cuh": TILES,
     "tile_scan.cuh": TILES,

@@ -7,10 +7,24 @@ from tools.mutants._mutant import Mutant, mutants
 FAST: list[Mutant] = []
 
 FAST += mutants(
-    "scan_lane.cuh",
+    "pack.cuh",
     ("the other half of a word", "word & 0xffff0000u : word << 16", "word << 16 : word & 0xffff0000u"),
     ("leave the neighbour's bits in", "word & 0xffff0000u : word", "word : word"),
     ("a word that starts in the middle", "&value[k & ~1]", "&value[k]"),
+    (
+        "read the first vector only",
+        "*reinterpret_cast<const Pack<T, PART>*>(from + k)",
+        "*reinterpret_cast<const Pack<T, PART>*>(from)",
+    ),
+    (
+        "write the first vector only",
+        "*reinterpret_cast<Pack<T, PART>*>(to + k)",
+        "*reinterpret_cast<Pack<T, PART>*>(to)",
+    ),
+)
+
+FAST += mutants(
+    "scan_lane.cuh",
     (
         "swap up and down shuffles",
         (

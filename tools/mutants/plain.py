@@ -150,11 +150,23 @@ PLAIN += mutants(
 PLAIN += mutants(
     "merge.cu",
     ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
-    ("forget u", "widen(u[place.in(geometry.u)]) * hidden", "hidden"),
+    ("forget u", "modulation.widened(k) * hidden.widened(k)", "hidden.widened(k)"),
     ("forget m", "m ? widen(*m) : State(1)", "State(1)"),
-    ("flip the sign of the sum so far", "modulated, before[", "modulated, -before["),
-    ("keep the sum instead of h", "narrow<SCALAR>(hidden)", "narrow<SCALAR>(value)"),
-    ("the layout of another array", "sum[place.in(geometry.sum)]", "sum[place.in(geometry.h)]"),
+    ("flip the sign of the sum so far", "modulated, value.value[k])", "modulated, -value.value[k])"),
+    ("keep the sum instead of h", "narrow<SCALAR>(hidden.widened(k))", "narrow<SCALAR>(total)"),
+    ("the layout of another array", "sum + at(geometry.sum)", "sum + at(geometry.h)"),
+    ("the first image for all", "blockIdx.y * image.batch + number", "number"),
+    ("packs overlap", "threadIdx.x) * PACK;", "threadIdx.x);"),
+    (
+        "the first pixel of a pack for all",
+        "const State modulated = u ? modulation.widened(k) *",
+        "const State modulated = u ? modulation.widened(0) *",
+    ),
+    (
+        "pixels of all images in each",
+        "geometry.scan.pixels() / (PACK > 1 ? geometry.scan.batch : 1)",
+        "geometry.scan.pixels()",
+    ),
     ("forget the sum so far", "before ? multiply_add", "before && false ? multiply_add"),
 )
 
