@@ -147,7 +147,8 @@ def main(arguments=None):
         parser.error(f"--output: there is no folder {options.output.parent}")
     side = 24 if options.quick else options.side
     if not 8 <= side <= MOST:
-        parser.error(f"--side must be 8 to {MOST}, got {side}: one matrix of it takes {4 * side**4 / 2**30:.3g} GiB")
+        cost = f": one matrix of it takes {4 * side**4 / 2**30:.1f} GiB" if side > MOST else ""
+        parser.error(f"--side must be 8 to {MOST}, got {side}{cost}")
 
     image = photograph(side)
     weight, u = unit(image)
@@ -191,7 +192,7 @@ def main(arguments=None):
     print(f"photograph  {side} x {side} pixels: {side**2} x {side**2} affinities")
     tenth, half, most = np.quantile(sums, (0.1, 0.5, 1))
     print(
-        f"weights     of a pixel sum to {half:.2f} in the median, {most:.2f} at most, {tenth:.2f} in the lowest tenth"
+        f"weights     of a pixel sum to {half:.2f} in the median, {most:.2f} at most; a tenth to less than {tenth:.2f}"
     )
     print(f"affinity    {seconds:.2f} s for the whole matrix; the scans alone, without it, {1e3 * scans:.1f} ms")
     print(f"A·x = y     relative error {error:.1e}")
