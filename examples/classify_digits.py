@@ -89,8 +89,12 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=Path("classify_digits.png"), help="the picture")
     parser.add_argument("--quick", action="store_true", help="a short training")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    if not options.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {options.output.parent}")
     steps = 100 if options.quick else options.steps
+    if steps < 20:
+        parser.error(f"--steps must be at least 20, got {steps}: the learning rate rises and falls in them")
+    torch.set_num_threads(options.threads)
 
     images, test_images, labels, test_labels = digits(options.seed)
     torch.manual_seed(options.seed)

@@ -155,7 +155,11 @@ def main(arguments=None):
     parser.add_argument("--output", type=Path, default=Path("large_image.png"), help="the picture")
     parser.add_argument("--quick", action="store_true", help="a small image and a small budget")
     options = parser.parse_args(arguments)
+    if not options.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {options.output.parent}")
     size, memory = (700, 8) if options.quick else (options.size, options.memory)
+    if size < 1:
+        parser.error(f"--size must be at least 1, got {size}")
 
     xp = array_module()
     lines = (memory * MIB - REST) // (4 * size * ARRAYS[xp.__name__])

@@ -38,7 +38,7 @@ from gspn2_cupy.torch import CompactPropagation
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-BLOCKS, SEED = 4, 0
+BLOCKS = 4
 LENGTHS = (1, 6, 11, 16, 21, 26, 1000)  # of the way, in groups from each to the next
 
 
@@ -119,8 +119,8 @@ NETWORKS = {  # the numbers of channels make them equal in size
 # --- training and judgement -------------------------------------------------------------------------------------------
 
 
-def fit(name, model, images, water, steps, device):
-    chosen = torch.Generator().manual_seed(SEED)
+def fit(name, model, images, water, options, steps):
+    chosen = torch.Generator().manual_seed(options.seed)
 
     def loss_of_step(step):
         picks = torch.randint(len(images), (32,), generator=chosen)
@@ -129,12 +129,12 @@ def fit(name, model, images, water, steps, device):
         x, y = x.rot90(turns, (-2, -1)), y.rot90(turns, (-2, -1))
         if torch.rand((), generator=chosen) < 0.5:
             x, y = x.flip(-1), y.flip(-1)
-        x, y = x.to(device), y.to(device)
+        x, y = x.to(options.device), y.to(options.device)
         passable = x[:, 0]
         losses = nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y, reduction="none")
         return (losses * passable).sum() / passable.sum()
 
-    return train(f"{name:12}", model, loss_of_step, steps, rate=8e-3)[1]
+    return train(f"{name:12}", model, loss_of_step, steps, options.rate)[1]
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def judge(model, images, water, device):
 
 
 def names_of_lengths():
-    return [f"{a}–{b - 1}" for a, b in itertools.pairwise(LENGTHS[:-1])] + [f"{LENGTHS[-2]}–"]
+    return [f"{a}–{b - 1}" for a, b in itertools.pairwise(LENGTHS[:-1])] + [f"{LENGTHS[-2]}+"]
 
 
 def draw(images, water, said, figures, output):
@@ -180,10 +180,13 @@ def draw(images, water, said, figures, output):
                 each.set_ylabel(name, fontsize=11)
     left.suptitle("star: spring; blue: wet, rightly; red: wet, wrongly; yellow: wet, but not found", fontsize=11)
     axes = right.subplots()
+    sizes = figures["GSPN-2"]["sizes"]
+    ways = [f"{name}\n({size})" for name, size in zip(names_of_lengths(), sizes, strict=True)]
     for name, each in figures.items():
         found = [100 * share for share in each["found"]]
-        axes.plot(names_of_lengths(), found, "o-", label=f"{name}: {each['accuracy']:.1%} of all pixels right")
-    axes.set(xlabel="length of the way from the spring, in pixels", ylabel="wet pixels found, %", ylim=(0, 103))
+        axes.plot(ways, found, "o-", label=f"{name}: {each['accuracy']:.1%} of all pixels right")
+    xlabel = "length of the way from the spring, in pixels (and how many wet pixels are so far)"
+    axes.set(xlabel=xlabel, ylabel="wet pixels found, %", ylim=(0, 103))
     right.legend(loc="outside lower center")
     axes.grid(alpha=0.3)
     figure.savefig(output, dpi=80)
@@ -193,21 +196,27 @@ def draw(images, water, said, figures, output):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="of training, for each network (default: 1000)")
+    parser.add_argument("--rate", type=float, default=8e-3, help="of learning, at its highest (default: 0.008)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random, the caves included (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1; more help on an idle machine)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--output", type=Path, default=Path("long_range.png"), help="the picture")
     parser.add_argument("--quick", action="store_true", help="a short training on few caves")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    if not options.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {options.output.parent}")
     side, steps, count, unseen = (8, 100, 1024, 128) if options.quick else (16, options.steps, 8192, 512)
+    if steps < 20:
+        parser.error(f"--steps must be at least 20, got {steps}: the learning rate rises and falls in them")
+    torch.set_num_threads(options.threads)
 
-    images, water = caves(count, side, seed=SEED)
-    test_images, test_water = caves(unseen, side, seed=SEED + 1)
+    images, water = caves(count, side, seed=2 * options.seed)
+    test_images, test_water = caves(unseen, side, seed=2 * options.seed + 1)
     said, figures = {}, {}
     for name, build in NETWORKS.items():
-        torch.manual_seed(SEED)
+        torch.manual_seed(options.seed)
         model = build(side).to(options.device)
-        seconds = fit(name, model, images, water, steps, options.device)
+        seconds = fit(name, model, images, water, options, steps)
         said[name], figures[name] = judge(model, test_images, test_water, options.device)
         figures[name] |= {"parameters": parameters_of(model), "seconds": seconds}
     draw(test_images, test_water, said, figures, options.output)

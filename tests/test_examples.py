@@ -56,15 +56,20 @@ def test_long_range(run):
         )
     assert right["GSPN-2"] > 90  # 96.8 when written; calling every pixel wet would be right at 53.6
     assert whole["GSPN-2"] > whole["convolution"] + 10  # 81.2 and 53.1 when written
+    # 70.3 when written. It led by 6 to 37 with five seeds, too near for a margin on other machines.
+    assert whole["GSPN-2"] > whole["attention"]
 
 
 def test_affinity_map(run):
     printed = run("affinity_map")
     assert number(r"relative error (\S+)", printed) < 5e-6
     assert number(r"rows +sum to 1 within (\S+)", printed) < 1e-5
-    one, two, blind = map(float, re.search(r"all pixels +(\S+) +(\S+) +(\S+)", printed).groups())
-    assert one > blind  # nearer to attention's map than what knows the distance alone …
-    assert two > one  # … and two units nearer than one
+    one, two, blind, *stochastic = map(float, re.search(r"all pixels((?: +[\d.]+){5})", printed)[1].split())
+    # Two units are nearer to attention's map than the best that knows the distance alone. One is, too, on this small
+    # photograph (0.497 and 0.457 when written), but not on the page's, so that is no property to test.
+    assert two > blind
+    assert two > one
+    assert max(stochastic) < one  # as the page says of weights that sum to 1
 
 
 def test_large_image(run):
@@ -72,6 +77,28 @@ def test_large_image(run):
     assert "four directions: bitwise equal to the whole" in printed
     assert number(r"bands +(\d+) of", printed) > 1
     assert number(r"memory +([\d.]+) MiB of arrays", printed) <= number(r"of a budget of (\d+) MiB", printed)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("affinity_map", ["--side", "200"], "--side must be 8 to 96, got 200: one matrix of it takes 6.0 GiB"),
+        ("affinity_map", ["--side", "0"], "--side must be 8 to 96, got 0"),
+        ("large_image", ["--size", "0"], "--size must be at least 1, got 0"),
+        *(
+            (name, ["--steps", "10"], "--steps must be at least 20, got 10: the learning rate rises and falls in them")
+            for name in TRAINED
+        ),
+        *((name, ["--output", "missing/it.png"], "--output: there is no folder missing") for name in EXAMPLES),
+    ],
+)
+def test_an_example_refuses_before_it_works(tmp_path, name, arguments, message):
+    if name in TRAINED:
+        pytest.importorskip("torch", reason="torch is not installed")
+    command = [sys.executable, ROOT / "examples" / f"{name}.py", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"{name}.py: error: {message}\n")
 
 
 def test_large_image_says_when_a_line_does_not_fit(tmp_path):
