@@ -185,7 +185,7 @@ def draw(images, water, said, figures, output):
     for name, each in figures.items():
         found = [100 * share for share in each["found"]]
         axes.plot(ways, found, "o-", label=f"{name}: {each['accuracy']:.1%} of all pixels right")
-    xlabel = "length of the way from the spring, in pixels (and how many wet pixels are so far)"
+    xlabel = "length of the way from the spring, in pixels (and how many are wet)"
     axes.set(xlabel=xlabel, ylabel="wet pixels found, %", ylim=(0, 103))
     right.legend(loc="outside lower center")
     axes.grid(alpha=0.3)
