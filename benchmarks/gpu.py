@@ -5,6 +5,7 @@ One non-blocking stream carries everything. Importing this needs CuPy.
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -56,8 +57,10 @@ class Gpu:
     def release(self) -> None:
         """Give back what no array holds."""
         self.stream.synchronize()
+        gc.collect()  # what a cycle holds, with the memory of its arrays
+        for pool in (*self._of_graphs, self.pool):
+            pool.free_all_blocks()
         self._of_graphs.clear()
-        self.pool.free_all_blocks()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()

@@ -18,7 +18,7 @@ the equations stand; what they add:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -319,16 +319,18 @@ class CompactPropagation(torch.nn.Module):
     Attributes
     ----------
     reduce, logits, lam, u, expand : torch.nn.Conv2d
-        The 1×1 convolutions. Output channels of ``logits`` are (direction, group, neighbour), of ``lam`` and ``u``
-        (direction, proxy channel), the last running fastest.
+        The 1×1 convolutions. The layer takes their parameters and does not call them, so hooks on them do not run.
+        Output channels of ``logits`` are (direction, group, neighbour), of ``lam`` and ``u`` (direction, proxy
+        channel), the last running fastest.
     merge : torch.nn.Parameter (D,)
 
     Notes
     -----
     The state dict has ``merge``, and ``weight`` and ``bias`` of each convolution, such as ``reduce.weight``.
     Initial values have the distribution of :func:`gspn2_cupy.compact_parameters`; ``compact_parameters()`` and
-    ``load_compact_parameters(parameters)`` exchange parameters with the array functions. On CUDA devices PyTorch's
-    convolutions of float32 use TF32 unless ``torch.backends.cudnn.allow_tf32 = False``; the array function does not.
+    ``load_compact_parameters(parameters)`` exchange parameters with the array functions. Projections round
+    once, as the array function's do; on CUDA devices those of float32 use TF32 only where
+    ``torch.set_float32_matmul_precision`` allows it.
 
     Examples
     --------
@@ -404,21 +406,21 @@ class CompactPropagation(torch.nn.Module):
         if x.dtype is not own and not _in_autocast(x):
             raise TypeError(f"x must be {str(own)[6:]}, like the layer's parameters; got {str(x.dtype)[6:]}")
         count = len(self.directions)
-        proxies = self.reduce(x)
-        logits = self.logits(proxies).unflatten(1, (count, self.groups, 3))
-        lam = self.lam(proxies).unflatten(1, (count, self.proxy_channels))
-        u = self.u(proxies).unflatten(1, (count, self.proxy_channels))
+        proxies = _projected(x, self.reduce)
+        layers = (self.logits, self.lam, self.u)
+        made = _projected(proxies, *layers)  # at once, so that the gradients of the proxies are summed before rounding
+        logits, lam, u = made.split([layer.out_channels for layer in layers], dim=1)
         propagated = propagate(
             proxies,
-            logits,
-            lam,
-            u,
+            logits.unflatten(1, (count, self.groups, 3)),
+            lam.unflatten(1, (count, self.proxy_channels)),
+            u.unflatten(1, (count, self.proxy_channels)),
             directions=self.directions,
             merge=self.merge,
             normalize=self.normalize,
             chunk=self.chunk,
         )
-        return self.expand(propagated)
+        return _projected(propagated, self.expand)
 
     def extra_repr(self) -> str:
         """Show the arguments of the constructor."""
@@ -426,6 +428,17 @@ class CompactPropagation(torch.nn.Module):
             f"{self.channels}, {self.proxy_channels}, groups={self.groups}, directions={self.directions}, "
             f"chunk={self.chunk}, normalize={self.normalize!r}"
         )
+
+
+def _projected(x: Tensor, *layers: torch.nn.Conv2d) -> Tensor:
+    """Apply 1×1 convolutions, their outputs side by side, as a product of matrices.
+
+    It rounds once. cuDNN's convolutions round 16-bit types before they add the bias and after, and float32 to TF32.
+    """
+    weight = torch.cat([layer.weight.flatten(1) for layer in layers])
+    bias = torch.cat([cast(Tensor, layer.bias) for layer in layers])
+    product = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x.flatten(2))
+    return product.unflatten(2, x.shape[2:])
 
 
 def _state_name(name: str) -> str:
