@@ -31,7 +31,7 @@ STEPS = {  # values that a field of Tiles is tried with
     "rows": (1, 2, 4, 8),
     "sets": (1, 2, 4),
     "warps": (1, 2, 3, 4, 5, 6, 8, 9),
-    "copiers": (2, 4),
+    "copiers": (2, 4, 8),
     "lines": (4, 8, 16, 32, 64),
     "inner": (0, 8, 16, 32),
     "outer": (0, 16, 32, 64),
@@ -39,6 +39,7 @@ STEPS = {  # values that a field of Tiles is tried with
     "group": (2, 4, 8),
     "ahead": (True, False),
     "cluster": (1, 2, 4, 8),
+    "fetch": (64, 128, 256),
 }
 
 

@@ -21,7 +21,7 @@
 // 2·OUTER / BLOCK_ROWS of the reads again, from L2.
 // Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE (float), OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, SETS, WARPS, COPIERS,
 // LINES, INNER, OUTER, STAGES, GROUP (lines that a lane reads at once), AHEAD (whether it reads the next ones before it computes
-// these), BLOCKS (that a multiprocessor must hold at once), CLUSTER.
+// these), BLOCKS (that a multiprocessor must hold at once), CLUSTER, FETCH (bytes asked into L2 around each copy).
 #include "tile_scan.cuh"
 
 using namespace gspn2;

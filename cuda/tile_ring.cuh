@@ -192,7 +192,8 @@ struct Copier {
       const WEIGHT* const from = exists ? first_tap + taps[k] : weight;
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) {
-        copy_async_16(stage + tap * TAPS_VECTORS + of_taps.place(k), from + tap * geometry.weight.tap, exists ? 16 : 0);
+        copy_async_16<FETCH>(stage + tap * TAPS_VECTORS + of_taps.place(k), from + tap * geometry.weight.tap,
+                             exists ? 16 : 0);
       }
     }
     const SCALAR* const first_x = signal + tile * LINES * geometry.x.line;
@@ -207,9 +208,10 @@ struct Copier {
 #pragma unroll
       for (int c = 0; c < BLOCK_CHANNELS; ++c) {
         Vector* const target = images + c * IMAGE_VECTORS + of_images.place(k);
-        copy_async_16(target, from_x + c * geometry.x.channel, exists ? 16 : 0);
+        copy_async_16<FETCH>(target, from_x + c * geometry.x.channel, exists ? 16 : 0);
         if (HAS_LAM) {
-          copy_async_16(target + BLOCK_CHANNELS * IMAGE_VECTORS, from_lam + c * geometry.lam.channel, exists ? 16 : 0);
+          copy_async_16<FETCH>(target + BLOCK_CHANNELS * IMAGE_VECTORS, from_lam + c * geometry.lam.channel,
+                               exists ? 16 : 0);
         }
       }
     }

@@ -124,7 +124,11 @@ def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight:
             sets //= 2
 
 
-# Fields in order: rows of a lane; sets, warps, copiers; lines of a tile; inner, outer; stages, group, ahead; cluster.
+# Fields in order: rows of a lane; sets, warps, copiers; lines of a tile; inner, outer; stages, group, ahead; cluster,
+# fetch.
+#
+# Along the scan a tile takes 32 to 64 bytes of each row, and what else a copy asks into L2 must stay there until later
+# tiles want it. In the 16-bit types so many rows are on their way at once that 256 bytes of each are too many for L2.
 
 
 def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:
@@ -133,22 +137,26 @@ def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: in
     two = 2 if across % 2 == 0 else 1
     pair = min(sets, 2)
     if across <= 64 and across % 2 == 0:
-        yield Tiles(2, sets, 1, 4, 32 if short else 16, 0, 0, 2 if short else 3, vector, not short)
+        yield Tiles(2, sets, 1, 4, *((32, 0, 0, 2, 8, False, 1, 128) if short else (16, 0, 0, 3, 4)))
     elif across <= 128 and across % 4 == 0 and short:
-        yield Tiles(4, pair, 1, 4, 32, 0, 0, 2, vector, False)
+        yield Tiles(4, pair, 1, 4, 32, 0, 0, 2, vector, False, 1, 64)
     elif across <= 128 and across % 2 == 0:
         yield _cut(across, Tiles(2, 1, 1, 4, 16, 16, 0, 4, vector))
     elif across <= 32:
         yield Tiles(1, sets, 1, 2, 4 * vector, 0, 0, 3, vector)
     cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
     if two == 2 and _has_clusters(limits) and 128 < across <= 1024 and (not short or slices * 8 < _busy(limits)):
-        yield _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, 4, 16, 16, 16, 4, vector, True, cluster))
+        fetch = 256 if slices * 8 >= _busy(limits) else 64 if short else 128
+        yield _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, 4, 16, 16, 16, 4, vector, True, cluster, fetch))
     if short and across % 4 == 0 and across <= 1024 and slices // pair * -(-across // 176) >= _busy(limits):
-        yield Tiles(4, pair, 2, 4, 32, 8, 32, 2, vector, False)
+        yield Tiles(4, pair, 2, 4, 32, 8, 32, 2, vector, False, 1, 128)
     depth = 16 if two == 2 else 8
+    if short and two == 2:
+        yield Tiles(2, pair, 4, 4, 32, 16, 16, 2, vector, True, 1, 128)
     for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
         count = warps * 2 // two
-        yield Tiles(two, pair, count, 4, lines, depth if count > 1 else 0, depth, 4, vector)
+        inner = depth if count > 1 else 0
+        yield Tiles(two, pair, count, 4, lines, inner, depth, 4, vector, fetch=128 if short else 256)
 
 
 def _down(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:

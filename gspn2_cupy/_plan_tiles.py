@@ -24,6 +24,7 @@ class Tiles:
     group: int  # lines a lane loads at once; across the scan only: along it, those of 16 bytes of x
     ahead: bool = True  # whether a lane loads the next group before it computes this one
     cluster: int = 1  # blocks of a cluster, which then holds a slice; 1: bands meet through global memory
+    fetch: int = 256  # bytes asked into L2 around each copy of 16
 
     @property
     def block_rows(self) -> int:
@@ -155,6 +156,7 @@ def tiles_plan(
         "AHEAD": int(tiles.ahead),
         "BLOCKS": resident,
         "CLUSTER": tiles.cluster,
+        "FETCH": tiles.fetch,
     }
     together = count > 1 and tiles.cluster == 1
     return LaunchPlan(

@@ -106,6 +106,7 @@ def test_the_emulated_kernels_serve_it():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU: {NO_GPU}")
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # PyTorch's first work in the thread of the derivatives
 @every_variant
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_on_a_gpu(dtype, options):

@@ -21,6 +21,7 @@ inline void group_sync(int barrier, int threads, EMULATOR_SITE) {
 }
 
 // cp.async: copies the first valid_bytes and fills the rest with zeros.
+template <int kAround>
 inline void copy_async_16(void* shared, const void* global, int valid_bytes = 16, EMULATOR_SITE) {
   emulator::copy_async(shared, global, 16, static_cast<size_t>(valid_bytes), {file, line});
 }
