@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from gspn2_cupy import _launch, _steps
@@ -19,15 +18,22 @@ from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL, LineScanGrads, Prop
 Array = Any
 
 
-@contextmanager
-def _on_device(array: Array) -> Iterator[_launch.Launcher]:
+class _OnDevice:  # a class, because a generator's context takes a microsecond and a half longer
     """Make the arrays' device current and give its launcher."""
-    launcher = _launch.override()
-    if launcher is not None:
-        yield launcher
-        return
-    with array.device:
-        yield _launch.cupy_launcher(array.device.id)
+
+    def __init__(self, array: Array):
+        self._launcher = _launch.override()
+        self._device: Any = None if self._launcher else array.device
+
+    def __enter__(self) -> _launch.Launcher:
+        if self._launcher is not None:
+            return self._launcher
+        self._device.__enter__()
+        return _launch.cupy_launcher(self._device.id)
+
+    def __exit__(self, *raised: Any) -> None:
+        if self._device is not None:
+            self._device.__exit__(*raised)
 
 
 def _state(x: Array) -> Any:
@@ -71,7 +77,7 @@ def _in_images(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 def normalize_weights(logits: Array, *, direction: str, method: str = "sigmoid") -> Array:
     """See :func:`gspn2_cupy.normalize_weights`."""
-    with _on_device(logits) as launcher:
+    with _OnDevice(logits) as launcher:
         weight = launcher.empty(logits.shape, logits.dtype)
         if weight.size:
             for z, w in _in_images(logits, weight):
@@ -81,7 +87,7 @@ def normalize_weights(logits: Array, *, direction: str, method: str = "sigmoid")
 
 def normalize_weights_backward(dweight: Array, logits: Array, *, direction: str, method: str = "sigmoid") -> Array:
     """See :func:`gspn2_cupy.normalize_weights_backward`."""
-    with _on_device(logits) as launcher:
+    with _OnDevice(logits) as launcher:
         dlogits = launcher.empty(logits.shape, logits.dtype)
         if dlogits.size:
             for dw, z, dz in _in_images(dweight, logits, dlogits):
@@ -110,7 +116,7 @@ def line_scan(
     return_last: bool = False,
 ) -> Array | tuple[Array, Array]:
     """See :func:`gspn2_cupy.line_scan`."""
-    with _on_device(x) as launcher:
+    with _OnDevice(x) as launcher:
         h = launcher.empty(x.shape, x.dtype) if out is None else out
         h_last = _state_line(launcher, x, direction) if return_last else None
         _steps.scan(launcher, x, weight, lam, h0, h, h_last, direction, chunk)
@@ -132,7 +138,7 @@ def line_scan_backward(
 ) -> LineScanGrads:
     """See :func:`gspn2_cupy.line_scan_backward`."""
     wanted = set(LineScanGrads._fields if needs is None else needs)
-    with _on_device(x) as launcher:
+    with _OnDevice(x) as launcher:
         state = _state(x)
         dx = launcher.empty(x.shape, x.dtype) if "x" in wanted else None
         dlam = launcher.empty(x.shape, x.dtype) if "lam" in wanted and lam is not None else None
@@ -184,7 +190,7 @@ def propagate(
     """
     kind = _steps.type_of(x)
     state = kind.state.numpy_dtype
-    with _on_device(x) as launcher:
+    with _OnDevice(x) as launcher:
         y = launcher.empty(x.shape, x.dtype) if out is None else out
         states = launcher.empty((x.shape[0], len(directions), *x.shape[1:]), x.dtype) if return_states else None
         result = y if states is None else (y, states)
@@ -237,7 +243,7 @@ def propagate_backward(
     kind = _steps.type_of(x)
     state = kind.state.numpy_dtype
     wanted = set(PropagateGrads._fields if needs is None else needs)
-    with _on_device(x) as launcher:
+    with _OnDevice(x) as launcher:
 
         def gradient(name: str, array: Array | None) -> Array | None:
             return launcher.empty(array.shape, x.dtype) if array is not None and name in wanted else None
@@ -307,7 +313,7 @@ def affinity_matrix(
     for them by a stride of zero, not copied. What the call takes as an image is here as large as one image's matrix.
     """
     module = sys.modules[type(weight).__module__.partition(".")[0]]  # CuPy; NumPy under the emulator
-    with _on_device(weight):
+    with _OnDevice(weight):
         return impulse_responses(module, propagate, weight, lam, u, directions=directions, merge=merge, chunk=chunk)
 
 
@@ -327,7 +333,7 @@ def _matrix(weight: Array) -> Array:
 
 def project(x: Array, weight: Array, bias: Array) -> Array:
     """See :func:`gspn2_cupy.reference.project`."""
-    with _on_device(x) as launcher:
+    with _OnDevice(x) as launcher:
         y = launcher.empty((x.shape[0], *bias.shape, *x.shape[2:]), x.dtype)
         if y.size:
             _steps.project(launcher, x, _matrix(weight), bias.reshape(bias.size), None, _images(y))
@@ -337,7 +343,7 @@ def project(x: Array, weight: Array, bias: Array) -> Array:
 def project_back(terms: Sequence[tuple[Array, Array]], before: Array | None = None) -> Array:
     """See :func:`gspn2_cupy.reference.project_back`; a sum of several in a 16-bit type needs an image of workspace."""
     gradient, weight = terms[0]
-    with _on_device(gradient) as launcher:
+    with _OnDevice(gradient) as launcher:
         shape = (gradient.shape[0], weight.shape[-1], *gradient.shape[-2:])
         dx = launcher.empty(shape, gradient.dtype)
         if dx.size == 0:
@@ -351,7 +357,7 @@ def project_back(terms: Sequence[tuple[Array, Array]], before: Array | None = No
 
 def project_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
     """See :func:`gspn2_cupy.reference.project_gradients`."""
-    with _on_device(x) as launcher:
+    with _OnDevice(x) as launcher:
         outputs = dy.shape[1:-2]
         dweight, dbias = launcher.empty((*outputs, x.shape[1]), x.dtype), launcher.empty(outputs, x.dtype)
         if dbias.size:

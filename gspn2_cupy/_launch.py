@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan
 
 STATIC_SHARED_LIMIT = 48 * 1024  # more dynamic shared memory than this has to be allowed first
+PRINT_PLANS = bool(os.environ.get("GSPN2_PRINT_PLAN"))  # once: asked at each launch it takes a microsecond
 
 
 class Kernel(Protocol):
@@ -159,7 +160,7 @@ class CupyLauncher:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return an uninitialised array of CuPy's current allocator."""
-        return self._kept(self._cupy.empty(shape, dtype))
+        return self._kept(self._cupy.ndarray(shape, dtype))  # as cupy.empty, a microsecond sooner
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return an array of zeros of CuPy's current allocator."""
@@ -202,6 +203,6 @@ def use(launcher: Launcher) -> Iterator[Launcher]:
 
 def run(launcher: Launcher, plan: LaunchPlan, *arrays: Any) -> None:
     """Launch a plan on its arrays (None for those that are not there)."""
-    if os.environ.get("GSPN2_PRINT_PLAN"):
+    if PRINT_PLANS:
         print(plan, file=sys.stderr)
     launcher.compile(plan.spec)(plan.grid, plan.block, plan.shared_bytes, (*arrays, plan.struct), plan.cooperative)

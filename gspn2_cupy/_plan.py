@@ -30,6 +30,12 @@ class DeviceLimits:
     max_threads_per_multiprocessor: int
     l2_bytes: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash(tuple(vars(self).values())))
+
+    def __hash__(self) -> int:  # once: every call looks its plan up
+        return self._hash  # type: ignore[attr-defined, no-any-return]
+
 
 @dataclass(frozen=True)
 class KernelSpec:

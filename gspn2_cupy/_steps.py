@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gspn2_cupy import _launch, _plan, _plan_forward, _plan_pixels, _plan_projection
-from gspn2_cupy._arrays import DataType, data_type
+from gspn2_cupy._arrays import DataType, address, data_type
 
 Array = Any
 
@@ -29,11 +29,6 @@ def layout(array: Array) -> _plan.Layout:
     kind = type_of(array)
     strides = tuple(stride // kind.itemsize for stride in array.strides)
     return _plan.Layout(array.shape, strides, kind.c_name, kind.itemsize, alignment(array))
-
-
-def address(array: Array) -> int:
-    """Return where an array's first element lies."""
-    return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 def alignment(array: Array) -> int:

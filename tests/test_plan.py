@@ -3,7 +3,10 @@
 import dataclasses
 import inspect
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -401,7 +404,7 @@ def test_printed_when_asked(monkeypatch, capsys):
     with emulated() as device:
         gspn2_cupy.line_scan(*arrays, direction=scan.direction)
         assert capsys.readouterr() == ("", "")
-        monkeypatch.setenv("GSPN2_PRINT_PLAN", "1")
+        monkeypatch.setattr(_launch, "PRINT_PLANS", True)
         before = device.launches
         gspn2_cupy.line_scan_backward(scan.dh, *arrays, direction=scan.direction)
         captured = capsys.readouterr()
@@ -413,6 +416,14 @@ def test_printed_when_asked(monkeypatch, capsys):
         "line_scan_slices",
         "line_scan_gradients",
     ]
+
+
+@pytest.mark.parametrize("value", ["1", ""])
+def test_the_environment_asks_for_plans_on_import(value):
+    code = "from gspn2_cupy import _launch; print(_launch.PRINT_PLANS)"
+    environment = os.environ | {"GSPN2_PRINT_PLAN": value}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == str(value == "1")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
