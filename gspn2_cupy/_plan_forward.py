@@ -151,7 +151,7 @@ def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: in
     if short and across % 4 == 0 and across <= 1024 and slices // pair * -(-across // 176) >= _busy(limits):
         yield Tiles(4, pair, 2, 4, 32, 8, 32, 2, vector, False, 1, 128)
     depth = 16 if two == 2 else 8
-    if short and two == 2:
+    if short and two == 2 and limits.compute_capability >= (9, 0):  # sm_80 spills
         yield Tiles(2, pair, 4, 4, 32, 16, 16, 2, vector, True, 1, 128)
     for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
         count = warps * 2 // two
