@@ -74,7 +74,8 @@ class Gpu:
         fit = int((self.available() * MEMORY_SHARE - extra_bytes) // set_bytes)
         if fit < 1:
             raise DoesNotFitError(
-                f"needs {(set_bytes + extra_bytes) / 1e9:.0f} GB, {self.available() / 1e9:.0f} are free"
+                f"needs {(set_bytes + extra_bytes) / 1e9:.0f} GB, "
+                f"may take {self.available() * MEMORY_SHARE / 1e9:.0f} of {self.available() / 1e9:.0f}"
             )
         return min(fit, max(2, 4 * self.limits.l2_bytes // set_bytes + 1))
 

@@ -192,6 +192,11 @@ def _tell(*command: str) -> str | None:
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
 
 
+def _without_folder(argument: str) -> str:
+    """Return an argument of the command line, a path by its last part: its folder tells nothing to others."""
+    return argument.rstrip("/").rpartition("/")[2] if "/" in argument else argument
+
+
 def commit() -> str | None:
     """Return the checkout's commit, marked where files differ from it."""
     found = _tell("git", "rev-parse", "--short=12", "HEAD")
@@ -213,7 +218,7 @@ class Results:
             "gspn2_cupy": gspn2_cupy.__version__,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "commit": said or commit(),
-            "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+            "command": " ".join(["python -m benchmarks", *map(_without_folder, sys.argv[1:])]),
             "cases": [],
         }
         self.path = path or RESULTS / f"{self.content['machine']['device'].lower().replace(' ', '_')}.json"

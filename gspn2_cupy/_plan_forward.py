@@ -48,7 +48,7 @@ def line_scan_forward(
                 if plan is not None:
                     return plan
         if tiled:
-            for tiles in _tiles(limits, direction, across, x, weight):
+            for tiles in _tiles(limits, direction, across, x, weight, h):
                 plan = tiles_plan(limits, tiles, *arguments, _reason(tiles, across))
                 if plan is not None:
                     return plan
@@ -103,14 +103,14 @@ def _slices(
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 
-def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight: Layout) -> Iterator[Tiles]:
+def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight: Layout, h: Layout) -> Iterator[Tiles]:
     """Yield shapes for slices of ``across`` rows, best first; each also with less memory, for smaller devices."""
     slices, per_group = x.shape[0] * x.shape[1], x.shape[1] // weight.shape[1]
     vector = 16 // x.itemsize
     # Warps that share staged weights pay where weights are many of the bytes read from L2: in the 16-bit types.
     sets = 1 if vector == 4 else next(sets for sets in (4, 2, 1) if per_group % sets == 0)
     shapes = (
-        _along(limits, across, vector, slices, sets)
+        _along(limits, across, vector, slices, sets, h.itemsize < 4)
         if direction in HORIZONTAL
         else _down(limits, across, vector, slices, sets)
     )
@@ -131,8 +131,8 @@ def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight:
 # tiles want it. In the 16-bit types so many rows are on their way at once that 256 bytes of each are too many for L2.
 
 
-def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:
-    """Shapes for horizontal scans."""
+def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int, rounded: bool) -> Iterator[Tiles]:
+    """Shapes for horizontal scans; ``rounded``: h is of a 16-bit type."""
     short = vector == 8
     two = 2 if across % 2 == 0 else 1
     pair = min(sets, 2)
@@ -151,7 +151,7 @@ def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: in
     if short and across % 4 == 0 and across <= 1024 and slices // pair * -(-across // 176) >= _busy(limits):
         yield Tiles(4, pair, 2, 4, 32, 8, 32, 2, vector, False, 1, 128)
     depth = 16 if two == 2 else 8
-    if short and two == 2 and limits.compute_capability >= (9, 0):  # sm_80 spills
+    if pair == two == 2 and rounded and limits.compute_capability >= (9, 0):  # elsewhere registers are too few
         yield Tiles(2, pair, 4, 4, 32, 16, 16, 2, vector, True, 1, 128)
     for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
         count = warps * 2 // two
