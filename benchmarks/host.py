@@ -82,7 +82,7 @@ def host_side() -> Iterator[tuple[str, Callable[[], object]]]:
     scan = (a["x"], a["weight"], a["lam"])
     options = {"direction": "left_to_right", "chunk": None, "h0": None, "out": None, "return_last": False}
     limits = _plan.DeviceLimits("NVIDIA H200", (9, 0), 132, 232448, 233472, 2048, 60 << 20)
-    given = (limits, "left_to_right", None, x, weight, lam, None, x, None)
+    given = (limits, _plan.ForwardScan("left_to_right", None, x, weight, lam, None, x, None))
     yield "arguments checked", lambda: _checks.line_scan(*scan, **options)
     yield "plan found in its cache", lambda: _plan_forward.line_scan_forward(*given)
     yield "plan made anew", lambda: _plan_forward.line_scan_forward.__wrapped__(*given)

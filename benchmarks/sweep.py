@@ -21,9 +21,10 @@ from benchmarks.cases import SHAPES
 from benchmarks.gpu import opened
 from gspn2_cupy import _launch, _plan_forward, _plan_slices, _plan_tiles, _steps
 from gspn2_cupy._arrays import data_type
+from gspn2_cupy._plan import ForwardScan
 from gspn2_cupy._plan_slices import Slices
 from gspn2_cupy._plan_tiles import Tiles
-from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
+from gspn2_cupy.reference import ALL_DIRECTIONS
 
 DIRECTIONS = ("left_to_right", "top_to_bottom")
 CASES = ("float32 PC", "bfloat16 SH")
@@ -60,10 +61,10 @@ def layouts_of(name, case):
     return x, layout(batch, groups, 3, height, width), x, x
 
 
-def arguments(direction, layouts):
+def scan_of(direction, layouts):
     """What planners take."""
     x, weight, lam, h = layouts
-    return direction, None, x, weight, lam, None, h, None
+    return ForwardScan(direction, None, x, weight, lam, None, h, None)
 
 
 def tiles_of(plan):
@@ -82,17 +83,15 @@ def near(tiles, chance):
 
 def candidates(limits, name, case, direction, tries):
     """Shapes and their plans: the planned one first."""
-    layouts = layouts_of(name, case)
-    given = arguments(direction, layouts)
-    planned = _plan_forward.line_scan_forward(limits, *given)
+    scan = scan_of(direction, layouts_of(name, case))
+    planned = _plan_forward.line_scan_forward(limits, scan)
     yield "planned", planned
-    x, weight, *_ = layouts
-    across = x.shape[2] if direction in HORIZONTAL else x.shape[3]
-    shared = weight.shape[1] < x.shape[1]
+    channels, across = scan.x.shape[1], scan.width
+    shared = scan.groups < channels
     if across <= 64:
         for rows, channels, warps in itertools.product((1, 2, 4), (1, 2, 4) if shared else (1,), (1, 2, 4, 8)):
             slices = Slices(rows, channels, warps, max(1, 32 // -(-across // rows)))
-            plan = _plan_slices.slices_plan(limits, slices, *given)
+            plan = _plan_slices.slices_plan(limits, slices, scan)
             if plan is not None and limits.shared_bytes_per_multiprocessor >= 2 * plan.shared_bytes:
                 yield str(slices), plan
     if planned.spec.entry != "line_scan_tiles":
@@ -100,10 +99,10 @@ def candidates(limits, name, case, direction, tries):
     chance, seen, start = random.Random(f"{name}{case}{direction}"), set(), tiles_of(planned)
     for _ in range(100 * tries):
         tiles = near(start, chance)
-        if tiles in seen or x.shape[1] // weight.shape[1] % tiles.sets:
+        if tiles in seen or channels // scan.groups % tiles.sets:
             continue
         seen.add(tiles)
-        plan = _plan_tiles.tiles_plan(limits, tiles, *given)
+        plan = _plan_tiles.tiles_plan(limits, tiles, scan)
         if plan is not None:
             yield str(tiles), plan
         if len(seen) == tries:

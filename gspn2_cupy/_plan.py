@@ -168,6 +168,11 @@ SCAN_LINES = {
 PIXEL_THREADS = 256
 
 
+def definitions(values: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    """Return definitions for the compiler."""
+    return tuple((name, str(value)) for name, value in values.items())
+
+
 def state_name(c_name: str) -> str:
     """Return the state's C type for a data type's."""
     return "double" if c_name == "double" else "float"
@@ -192,33 +197,77 @@ def total_bytes(*layouts: Layout | None) -> int:
     return sum(layout.bytes for layout in layouts if layout is not None)
 
 
+@dataclass(frozen=True)
+class ForwardScan:
+    """One direction forward, h[t] = A[t]·h[t-1] + λ[t]·x[t], as planners see it.
+
+    ``weight`` and ``h`` may be in the state's type.
+    """
+
+    direction: str
+    chunk: int | None
+    x: Layout
+    weight: Layout
+    lam: Layout | None
+    h0: Layout | None
+    h: Layout
+    h_last: Layout | None
+
+    @property
+    def along(self) -> bool:
+        """Whether it goes along the rows of the image."""
+        return self.direction in HORIZONTAL
+
+    @property
+    def width(self) -> int:
+        """Pixels of a line."""
+        return self.x.shape[2] if self.along else self.x.shape[3]
+
+    @property
+    def slices(self) -> int:
+        """Images times channels."""
+        return self.x.shape[0] * self.x.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """Channels that have weights of their own."""
+        return self.weight.shape[1]
+
+    @property
+    def images(self) -> tuple[Layout, ...]:
+        """The images of each channel."""
+        return tuple(layout for layout in (self.x, self.lam, self.h) if layout is not None)
+
+    @property
+    def bytes(self) -> int:
+        """What it must move."""
+        return total_bytes(self.x, self.weight, self.lam, self.h0, self.h, self.h_last)
+
+    @property
+    def types(self) -> tuple[tuple[str, str], ...]:
+        """Definitions of the arrays' types."""
+        return (("SCALAR", self.x.c_name), ("WEIGHT", self.weight.c_name), ("RESULT", self.h.c_name))
+
+    def geometry(self) -> Any:
+        """Return the struct that tells a kernel of the arrays."""
+        arrays = {"x": self.x, "weight": self.weight, "lam": self.lam, "first": self.h0, "h": self.h}
+        return scan_geometry(self.direction, self.chunk, self.x, self.groups, arrays | {"last": self.h_last})
+
+
 @lru_cache(maxsize=1024)
-def line_scan_forward(
-    direction: str,
-    chunk: int | None,
-    x: Layout,
-    weight: Layout,
-    lam: Layout | None,
-    h0: Layout | None,
-    h: Layout,
-    h_last: Layout | None,
-) -> LaunchPlan:
-    """Plan h[t] = A[t]·h[t-1] + λ[t]·x[t]; ``h`` may be in the state's type."""
-    arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
-    geometry = scan_geometry(direction, chunk, x, weight.shape[1], arrays)
-    state = state_name(x.c_name)
+def line_scan_forward(scan: ForwardScan) -> LaunchPlan:
+    """Plan the plain kernel, which takes any forward scan."""
+    state = state_name(scan.x.c_name)
     shared_bytes, tile = _scan_block(state)
-    slices, width = x.shape[0] * x.shape[1], int(geometry["scan"]["width"])
-    types = (("SCALAR", x.c_name), ("WEIGHT", weight.c_name), ("RESULT", h.c_name))
     return LaunchPlan(
-        spec=KernelSpec("line_scan_forward.cu", "line_scan_forward", types + tile),
-        grid=(slices, 1, 1),
+        spec=KernelSpec("line_scan_forward.cu", "line_scan_forward", scan.types + tile),
+        grid=(scan.slices, 1, 1),
         block=(SCAN_THREADS, 1, 1),
         shared_bytes=shared_bytes,
-        geometry=geometry,
-        workspace=2 * slices * width,
-        bytes_moved=total_bytes(x, weight, lam, h0, h, h_last),
-        reason=_scan_reason(width, SCAN_LINES[state]),
+        geometry=scan.geometry(),
+        workspace=2 * scan.slices * scan.width,
+        bytes_moved=scan.bytes,
+        reason=_scan_reason(scan.width, SCAN_LINES[state]),
     )
 
 

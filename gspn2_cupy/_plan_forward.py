@@ -11,10 +11,9 @@ from dataclasses import replace
 from functools import lru_cache
 
 from gspn2_cupy import _plan
-from gspn2_cupy._plan import DeviceLimits, LaunchPlan, Layout
+from gspn2_cupy._plan import DeviceLimits, ForwardScan, LaunchPlan, Layout
 from gspn2_cupy._plan_slices import BESIDE_SHARED, Slices, bytes_of_block, slices_plan
 from gspn2_cupy._plan_tiles import Tiles, tiles_plan
-from gspn2_cupy.reference import HORIZONTAL
 
 ASYNCHRONOUS_COPIES = (8, 0)  # compute capability
 CLUSTERS = ((9, 0), (12, 0))  # from … to below
@@ -22,37 +21,23 @@ LANES = 32
 
 
 @lru_cache(maxsize=1024)
-def line_scan_forward(
-    limits: DeviceLimits,
-    direction: str,
-    chunk: int | None,
-    x: Layout,
-    weight: Layout,
-    lam: Layout | None,
-    h0: Layout | None,
-    h: Layout,
-    h_last: Layout | None,
-) -> LaunchPlan:
-    """Plan h[t] = A[t]·h[t-1] + λ[t]·x[t]; ``weight`` and ``h`` may be in the state's type."""
-    arguments = (direction, chunk, x, weight, lam, h0, h, h_last)
+def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
+    """Plan a forward scan on a device."""
     if limits.compute_capability >= ASYNCHRONOUS_COPIES:
-        height, width = x.shape[2:]
-        across = height if direction in HORIZONTAL else width
-        images = [layout for layout in (x, weight, lam, h) if layout is not None]
-        tiled = x.itemsize < 8 and x.shape[0] * x.shape[1] < 2**30 and all(map(_in_vectors, images))
-        enough = 8 if tiled and across <= LANES else 1  # warps; with fewer, tiles hide the waits better
-        if across <= LANES or not tiled:
-            for slices in _slices(limits, direction, across, x, weight, lam, h, enough):
-                reason = f"a warp holds {slices.units} slices of {across} rows in shared memory"
-                plan = slices_plan(limits, slices, *arguments, reason)
+        tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and all(map(_in_vectors, (*scan.images, scan.weight)))
+        if scan.width <= LANES or not tiled:
+            enough = 8 if tiled else 1  # warps; with fewer, tiles hide the waits better
+            for slices in _slices(limits, scan, enough):
+                reason = f"a warp holds {slices.units} slices of {scan.width} rows in shared memory"
+                plan = slices_plan(limits, slices, scan, reason)
                 if plan is not None:
                     return plan
         if tiled:
-            for tiles in _tiles(limits, direction, across, x, weight, h):
-                plan = tiles_plan(limits, tiles, *arguments, _reason(tiles, across))
+            for tiles in _tiles(limits, scan):
+                plan = tiles_plan(limits, tiles, scan, _reason(tiles, scan.width))
                 if plan is not None:
                     return plan
-    return _plan.line_scan_forward(*arguments)
+    return _plan.line_scan_forward(scan)
 
 
 def _in_vectors(layout: Layout) -> bool:
@@ -70,22 +55,13 @@ def _in_vectors(layout: Layout) -> bool:
 # --- whole slices in shared memory ------------------------------------------------------------------------------------
 
 
-def _slices(
-    limits: DeviceLimits,
-    direction: str,
-    across: int,
-    x: Layout,
-    weight: Layout,
-    lam: Layout | None,
-    h: Layout,
-    enough: int,
-) -> Iterator[Slices]:
+def _slices(limits: DeviceLimits, scan: ForwardScan, enough: int) -> Iterator[Slices]:
     """Yield shapes, best first, of which a multiprocessor holds ``enough`` warps."""
-    channels, groups = x.shape[1], weight.shape[1]
-    shared, short = groups < channels, x.itemsize == 2
+    channels, groups, across = scan.x.shape[1], scan.groups, scan.width
+    shared, short = groups < channels, scan.x.itemsize == 2
     family = channels // groups if shared else channels
     rows = 1 << max(0, (across - 1).bit_length() - 5)
-    if shared and short and direction not in HORIZONTAL and rows == 1 and across % 2 == 0:
+    if shared and short and not scan.along and rows == 1 and across % 2 == 0:
         rows = 2  # read by one instruction
     lanes = -(-across // rows)
     if rows > 4:
@@ -93,8 +69,8 @@ def _slices(
     for warps in (4, 2, 1) if shared else (1,):
         for carried in (2, 1) if shared and short else (1,):  # channels of a lane
             slices = Slices(rows, carried, warps, max(1, min(LANES // lanes, family // carried)))
-            taken = bytes_of_block(slices, shared, x.shape[2] * x.shape[3], x, weight, lam, h) + BESIDE_SHARED
-            blocks = x.shape[0] * channels // family * -(-family // (warps * slices.units))
+            taken = bytes_of_block(slices, scan) + BESIDE_SHARED
+            blocks = scan.slices // family * -(-family // (warps * slices.units))
             busy = blocks >= limits.multiprocessors or warps * carried == 1
             if busy and limits.shared_bytes_per_multiprocessor // taken * warps >= enough:
                 yield slices
@@ -103,17 +79,12 @@ def _slices(
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 
-def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight: Layout, h: Layout) -> Iterator[Tiles]:
-    """Yield shapes for slices of ``across`` rows, best first; each also with less memory, for smaller devices."""
-    slices, per_group = x.shape[0] * x.shape[1], x.shape[1] // weight.shape[1]
-    vector = 16 // x.itemsize
+def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
+    """Yield shapes, best first; each also with less memory, for smaller devices."""
+    per_group = scan.x.shape[1] // scan.groups
     # Warps that share staged weights pay where weights are many of the bytes read from L2: in the 16-bit types.
-    sets = 1 if vector == 4 else next(sets for sets in (4, 2, 1) if per_group % sets == 0)
-    shapes = (
-        _along(limits, across, vector, slices, sets, h.itemsize < 4)
-        if direction in HORIZONTAL
-        else _down(limits, across, vector, slices, sets)
-    )
+    sets = 1 if scan.x.itemsize == 4 else next(sets for sets in (4, 2, 1) if per_group % sets == 0)
+    shapes = _along(limits, scan, sets) if scan.along else _down(limits, scan, sets)
     for tiles in shapes:
         sets = tiles.sets
         while sets:
@@ -131,8 +102,9 @@ def _tiles(limits: DeviceLimits, direction: str, across: int, x: Layout, weight:
 # tiles want it. In the 16-bit types so many rows are on their way at once that 256 bytes of each are too many for L2.
 
 
-def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int, rounded: bool) -> Iterator[Tiles]:
-    """Shapes for horizontal scans; ``rounded``: h is of a 16-bit type."""
+def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]:
+    """Shapes for horizontal scans."""
+    across, slices, vector = scan.width, scan.slices, 16 // scan.x.itemsize
     short = vector == 8
     two = 2 if across % 2 == 0 else 1
     pair = min(sets, 2)
@@ -151,7 +123,9 @@ def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: in
     if short and across % 4 == 0 and across <= 1024 and slices // pair * -(-across // 176) >= _busy(limits):
         yield Tiles(4, pair, 2, 4, 32, 8, 32, 2, vector, False, 1, 128)
     depth = 16 if two == 2 else 8
-    if pair == two == 2 and rounded and limits.compute_capability >= (9, 0):  # elsewhere registers are too few
+    if (
+        pair == two == 2 and scan.h.itemsize == 2 and limits.compute_capability >= (9, 0)
+    ):  # elsewhere registers are too few
         yield Tiles(2, pair, 4, 4, 32, 16, 16, 2, vector, True, 1, 128)
     for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
         count = warps * 2 // two
@@ -159,8 +133,9 @@ def _along(limits: DeviceLimits, across: int, vector: int, slices: int, sets: in
         yield Tiles(two, pair, count, 4, lines, inner, depth, 4, vector, fetch=128 if short else 256)
 
 
-def _down(limits: DeviceLimits, across: int, vector: int, slices: int, sets: int) -> Iterator[Tiles]:
+def _down(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]:
     """Shapes for vertical scans."""
+    across, slices, vector = scan.width, scan.slices, 16 // scan.x.itemsize
     short, pair = vector == 8, min(sets, 2)
     if short and across <= 64:
         yield Tiles(2, sets, 1, 2, 4, 0, 0, 4, 4)

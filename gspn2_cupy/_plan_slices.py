@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, Layout, scan_geometry, state_name, total_bytes
-from gspn2_cupy.reference import HORIZONTAL
+from gspn2_cupy._plan import DeviceLimits, ForwardScan, KernelSpec, LaunchPlan, Layout, definitions, state_name
+from gspn2_cupy.reference import REVERSED
 
 BESIDE_SHARED = 1024  # bytes of shared memory that each block costs a multiprocessor besides its own
 
@@ -26,45 +27,31 @@ class Slices:
         return self.channels * self.side_by_side
 
 
-def slices_plan(
-    limits: DeviceLimits,
-    slices: Slices,
-    direction: str,
-    chunk: int | None,
-    x: Layout,
-    weight: Layout,
-    lam: Layout | None,
-    h0: Layout | None,
-    h: Layout,
-    h_last: Layout | None,
-    reason: str = "",
-) -> LaunchPlan | None:
+def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
     """Plan the kernel for small images in a given shape; None if it does not fit the device or the arrays."""
-    images = [layout for layout in (x, lam, h) if layout is not None]
-    if limits.compute_capability < (8, 0) or not all(layout.in_runs for layout in (*images, weight)):
+    x, weight = scan.x, scan.weight
+    if limits.compute_capability < (8, 0) or not all(layout.in_runs for layout in (*scan.images, weight)):
         return None
-    arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
-    geometry = scan_geometry(direction, chunk, x, weight.shape[1], arrays)
     batch, channels, height, image_width = x.shape
-    groups, area = weight.shape[1], height * image_width
-    along, reverse = direction in HORIZONTAL, direction in ("right_to_left", "bottom_to_top")
-    width = height if along else image_width
+    groups, area = scan.groups, height * image_width
+    along, width = scan.along, scan.width
     rows = slices.rows
     shared = groups < channels
     if slices.side_by_side * -(-width // rows) > 32 or (slices.channels > 1 and not shared):
         return None
     family = channels // groups if shared else channels
     blocks = -(-family // (slices.warps * slices.units))
-    shared_bytes = bytes_of_block(slices, shared, area, x, weight, lam, h)
+    shared_bytes = bytes_of_block(slices, scan)
     if shared_bytes > limits.shared_bytes_per_block:
         return None
+    geometry = scan.geometry()
     geometry["bands"] = (blocks, width, slices.units)
     row_vectors, rest = divmod(image_width * x.itemsize, 16)
     group = 16 // x.itemsize if along and rest == 0 else 1
     step = row_vectors * rows  # vectors between the rows of neighbouring lanes
     first_family = family * area if shared and groups > 1 else 0
 
-    def copied_by(layouts: list[Layout], run: int) -> int:
+    def copied_by(layouts: Sequence[Layout], run: int) -> int:
         """Return by how many bytes runs can be copied that start at multiples of so many elements."""
         starts = [math.gcd(a.alignment, a.itemsize * math.gcd(run, a.strides[0] if batch > 1 else 0)) for a in layouts]
         return math.gcd(16, *starts)
@@ -73,13 +60,10 @@ def slices_plan(
     image_run = math.gcd(next_warp, first_family)
     taps_run = (3 * area if groups > 1 else 0) if shared else 3 * next_warp
     defines = {
-        "SCALAR": x.c_name,
-        "WEIGHT": weight.c_name,
-        "RESULT": h.c_name,
         "STATE": state_name(x.c_name),
         "ALONG": int(along),
-        "REVERSED": int(reverse),
-        "HAS_LAM": int(lam is not None),
+        "REVERSED": int(scan.direction in REVERSED),
+        "HAS_LAM": int(scan.lam is not None),
         "ROWS": rows,
         "RAGGED": int(width % rows != 0),
         "CHANNELS": slices.channels,
@@ -87,32 +71,29 @@ def slices_plan(
         "SHARED": int(shared),
         "GROUP": group,
         "SWIZZLE": step * 8 // math.gcd(step, 8) if group > 1 else 0,
-        "COPY": copied_by(images, image_run),
+        "COPY": copied_by(scan.images, image_run),
         "COPY_TAPS": copied_by([weight], taps_run),
     }
     return LaunchPlan(
-        spec=KernelSpec(
-            "line_scan_slices.cu", "line_scan_slices", tuple((name, str(value)) for name, value in defines.items())
-        ),
+        spec=KernelSpec("line_scan_slices.cu", "line_scan_slices", scan.types + definitions(defines)),
         grid=(batch * (groups if shared else 1) * blocks, 1, 1),
         block=(32 * slices.warps, 1, 1),
         shared_bytes=shared_bytes,
         geometry=geometry,
         workspace=0,
-        bytes_moved=total_bytes(x, weight, lam, h0, h, h_last),
+        bytes_moved=scan.bytes,
         reason=reason,
     )
 
 
-def bytes_of_block(
-    slices: Slices, shared: bool, area: int, x: Layout, weight: Layout, lam: Layout | None, h: Layout
-) -> int:
+def bytes_of_block(slices: Slices, scan: ForwardScan) -> int:
     """Return the shared memory of a block."""
+    area, shared = scan.x.shape[2] * scan.x.shape[3], scan.groups < scan.x.shape[1]
 
     def region(elements: int, layout: Layout) -> int:
         return -(-elements * layout.itemsize // 128) * 128
 
-    taps = region(3 * area * (1 if shared else slices.units), weight)
-    images = [layout for layout in (x, lam, h if h.itemsize != x.itemsize else None) if layout is not None]
-    warp = sum(region(slices.units * area, layout) for layout in images)
+    taps = region(3 * area * (1 if shared else slices.units), scan.weight)
+    h = scan.h if scan.h.itemsize != scan.x.itemsize else None  # else it lies over x
+    warp = sum(region(slices.units * area, layout) for layout in (scan.x, scan.lam, h) if layout is not None)
     return taps + slices.warps * warp if shared else slices.warps * (taps + warp)

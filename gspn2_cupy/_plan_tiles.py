@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, Layout, scan_geometry, span, total_bytes
-from gspn2_cupy.reference import HORIZONTAL
+from gspn2_cupy._plan import DeviceLimits, ForwardScan, KernelSpec, LaunchPlan, definitions, span
 
 
 @dataclass(frozen=True)
@@ -54,53 +53,41 @@ def _consistent(tiles: Tiles, along: bool, group: int) -> bool:
     )
 
 
-def shared_bytes_of(tiles: Tiles, along: bool, x: Layout, weight: Layout, lam: Layout | None, h: Layout) -> int:
+def shared_bytes_of(tiles: Tiles, scan: ForwardScan) -> int:
     """Return the shared memory of a block: the ring, the rows that warps exchange, the words of a cluster."""
-    images = 1 if lam is None else 2
+    x, weight, h = scan.x, scan.weight, scan.h
+    images = 1 if scan.lam is None else 2
     stage = tiles.block_rows * tiles.lines * (3 * weight.itemsize + tiles.sets * images * x.itemsize)
     rows_twice = 2 * tiles.inner * (tiles.warps - 1) if h.itemsize == x.itemsize else tiles.block_rows
-    beside = 2 * tiles.sets * rows_twice * tiles.lines * h.itemsize if along else 0
+    beside = 2 * tiles.sets * rows_twice * tiles.lines * h.itemsize if scan.along else 0
     edges = 2 * tiles.sets * tiles.block_rows * 4 if tiles.warps > 1 else 0
     words = 2 * 3 * tiles.sets * tiles.outer * 8 if tiles.cluster > 1 else 0
     return tiles.stages * stage + beside + edges + words
 
 
-def _registers(tiles: Tiles, along: bool, x: Layout, weight: Layout, lam: Layout | None) -> int:
+def _registers(tiles: Tiles, scan: ForwardScan) -> int:
     """Return about how many registers a thread needs: for a group of lines, or for the vectors it copies."""
-    elements = tiles.rows * (16 // x.itemsize if along else tiles.group)
-    group = elements * (3 * weight.itemsize + (1 if lam is None else 2) * x.itemsize) // 4
+    x, weight = scan.x, scan.weight
+    elements = tiles.rows * (16 // x.itemsize if scan.along else tiles.group)
+    group = elements * (3 * weight.itemsize + (1 if scan.lam is None else 2) * x.itemsize) // 4
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
     return min(max(group * (2 if tiles.ahead else 1), copied) + 64, 255)
 
 
-def tiles_plan(
-    limits: DeviceLimits,
-    tiles: Tiles,
-    direction: str,
-    chunk: int | None,
-    x: Layout,
-    weight: Layout,
-    lam: Layout | None,
-    h0: Layout | None,
-    h: Layout,
-    h_last: Layout | None,
-    reason: str = "",
-) -> LaunchPlan | None:
+def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
     """Plan the tile kernel in a given shape; None if it does not fit the device, or into itself."""
-    arrays = {"x": x, "weight": weight, "lam": lam, "first": h0, "h": h, "last": h_last}
-    geometry = scan_geometry(direction, chunk, x, weight.shape[1], arrays)
-    along = direction in HORIZONTAL
-    width = int(geometry["scan"]["width"])
-    units = x.shape[0] * x.shape[1] // tiles.sets
-    offset = 4 if all(a is None or span(a) < 2**31 for a in (x, weight, lam, h)) else 8
+    x, weight, h, along, width = scan.x, scan.weight, scan.h, scan.along, scan.width
+    units = scan.slices // tiles.sets
+    offset = 4 if all(span(array) < 2**31 for array in (*scan.images, weight)) else 8
     group = 16 // x.itemsize if along else tiles.group
     if not _consistent(tiles, along, group):
         return None
-    shared = shared_bytes_of(tiles, along, x, weight, lam, h)
-    registers = _registers(tiles, along, x, weight, lam)
+    shared = shared_bytes_of(tiles, scan)
+    registers = _registers(tiles, scan)
     if shared > limits.shared_bytes_per_block:
         return None
+    geometry = scan.geometry()
     resident = min(
         limits.shared_bytes_per_multiprocessor // (shared + 1024),
         65536 // (registers * tiles.threads),
@@ -136,14 +123,11 @@ def tiles_plan(
     if grid == 0:
         return None
     defines = {
-        "SCALAR": x.c_name,
-        "WEIGHT": weight.c_name,
-        "RESULT": h.c_name,
         "STATE": "float",
         "OFFSET": "int" if offset == 4 else "long long",
         "ALONG": int(along),
-        "REVERSED": int(direction == "right_to_left"),
-        "HAS_LAM": int(lam is not None),
+        "REVERSED": int(scan.direction == "right_to_left"),
+        "HAS_LAM": int(scan.lam is not None),
         "ROWS": tiles.rows,
         "SETS": tiles.sets,
         "WARPS": tiles.warps,
@@ -160,15 +144,13 @@ def tiles_plan(
     }
     together = count > 1 and tiles.cluster == 1
     return LaunchPlan(
-        spec=KernelSpec(
-            "line_scan_tiles.cu", "line_scan_tiles", tuple((name, str(value)) for name, value in defines.items())
-        ),
+        spec=KernelSpec("line_scan_tiles.cu", "line_scan_tiles", scan.types + definitions(defines)),
         grid=(grid, 1, 1),
         block=(tiles.threads, 1, 1),
         shared_bytes=shared,
         geometry=geometry,
         workspace=grid * 6 * tiles.sets * tiles.outer if together else 0,
-        bytes_moved=total_bytes(x, weight, lam, h0, h, h_last),
+        bytes_moved=scan.bytes,
         reason=reason,
         cooperative=together,
     )

@@ -41,6 +41,11 @@ def optional_layout(array: Array | None) -> _plan.Layout | None:
     return None if array is None else layout(array)
 
 
+def forward_scan(direction: str, chunk: int | None, *arrays: Array | None) -> _plan.ForwardScan:
+    """Return what plans know of a forward scan of x, weight, λ, h0, h and h_last."""
+    return _plan.ForwardScan(direction, chunk, *map(optional_layout, arrays))  # type: ignore[arg-type]
+
+
 def signature(array: Array | None) -> Any:
     """Return what tells the plans of arrays apart, quicker to compare than layouts."""
     return None if array is None else (array.shape, array.strides, array.dtype, address(array) & 15)
@@ -87,8 +92,7 @@ def scan(
     key = (launcher.limits, direction, chunk, *map(signature, arrays))
     plan = _scan_plans.get(key)
     if plan is None:
-        layouts = [optional_layout(array) for array in arrays]
-        plan = _plan_forward.line_scan_forward(launcher.limits, direction, chunk, *layouts)
+        plan = _plan_forward.line_scan_forward(launcher.limits, forward_scan(direction, chunk, *arrays))
         if len(_scan_plans) >= PLANS_KEPT:
             _scan_plans.clear()
         _scan_plans[key] = plan

@@ -16,7 +16,7 @@ from helpers import BACKWARDS, DTYPES, HORIZONTAL, Recorder, make_scan, make_uni
 import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _device, _launch, _plan, _plan_pixels, _plan_projection
 from gspn2_cupy._arrays import data_type
-from gspn2_cupy._plan import Layout
+from gspn2_cupy._plan import ForwardScan, Layout
 
 MOST_BLOCKS = 2**31 - 1
 every_direction = pytest.mark.parametrize("direction", ALL_DIRECTIONS)
@@ -44,7 +44,7 @@ def all_plans(dtype, direction, shape, groups, *, chunk=None):
     line = layout((*shape[:2], height if direction in HORIZONTAL else width), state)
     matrix, bias = layout((shape[1], shape[1]), dtype), layout((shape[1],), dtype)  # to as many channels
     plans = [
-        _plan.line_scan_forward(direction, chunk, x, weight, x, line, x, line),
+        _plan.line_scan_forward(ForwardScan(direction, chunk, x, weight, x, line, x, line)),
         _plan.line_scan_adjoint(direction, chunk, x, weight, line, g, line),
         _plan.line_scan_gradients(direction, chunk, groups, g, x, x, x, line, x, x, weight),
         _plan_pixels.normalize(direction, "sigmoid", weight, weight),
@@ -202,7 +202,7 @@ def test_neighbouring_threads_touch_neighbouring_addresses(direction, order):
     strides = (4800, 1200, 40, 1) if order == "rows are contiguous" else (4800, 1200, 1, 30)
     x = dataclasses.replace(layout_of(array), strides=strides)
     weight = layout((2, 1, 3, 30, 40))
-    plan = _plan.line_scan_forward(direction, None, x, weight, None, None, x, None)
+    plan = _plan.line_scan_forward(ForwardScan(direction, None, x, weight, None, None, x, None))
     assert plan.geometry["scan"]["along"] == ((direction in HORIZONTAL) == (order == "rows are contiguous"))
 
 

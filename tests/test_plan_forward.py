@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from gspn2_cupy import ALL_DIRECTIONS, _plan_forward
-from gspn2_cupy._plan import DeviceLimits, Layout
+from gspn2_cupy._plan import DeviceLimits, ForwardScan, Layout
 from gspn2_cupy.reference import HORIZONTAL
 
 DEVICES = {
@@ -49,7 +49,7 @@ def layout(shape, kind="float"):
 def plan_of(device, direction, shape, kind="float", groups=1, **changes):
     x, weight = layout(shape, kind), layout((shape[0], groups, 3, *shape[2:]), kind)
     arrays = {"x": x, "weight": weight, "lam": x, "h0": None, "h": x, "h_last": None} | changes
-    return _plan_forward.line_scan_forward(device, direction, None, *arrays.values())
+    return _plan_forward.line_scan_forward(device, ForwardScan(direction, None, **arrays))
 
 
 def sizes_of(plan):

@@ -70,13 +70,13 @@ def both(launcher, case, arrays, direction, line, state, laid_out=lambda h: h):
     answers = []
     for forced in (True, False):
         h, h_last = laid_out(launcher.empty(arrays[0].shape, result or kind)), launcher.empty(line, state)
-        layouts = [_steps.optional_layout(array) for array in (*arrays, h, h_last)]
+        scan = _steps.forward_scan(direction, chunk, *arrays, h, h_last)
         if forced:
-            plan = _plan_slices.slices_plan(launcher.limits, Slices(*slices), direction, chunk, *layouts)
+            plan = _plan_slices.slices_plan(launcher.limits, Slices(*slices), scan)
             assert plan is not None, f"{case} does not fit"
             _launch.run(launcher, plan, *arrays, h, h_last)
         else:
-            plan = _plan.line_scan_forward(direction, chunk, *layouts)
+            plan = _plan.line_scan_forward(scan)
             _launch.run(launcher, plan, *arrays, h, h_last, launcher.empty((plan.workspace,), state))
         answers.append((h, h_last))
     return answers

@@ -137,9 +137,9 @@ def both(launcher, arrays, direction, chunk, tiles, line_shape, result_kind=None
     for forced in (True, False):
         h = laid_out(launcher.empty(arrays[0].shape, result_kind or arrays[0].dtype))
         h_last = launcher.empty(line_shape, np.float32)
-        layouts = [_steps.optional_layout(array) for array in (*arrays, h, h_last)]
+        scan = _steps.forward_scan(direction, chunk, *arrays, h, h_last)
         if forced:
-            plan = _plan_tiles.tiles_plan(limits, tiles, direction, chunk, *layouts)
+            plan = _plan_tiles.tiles_plan(limits, tiles, scan)
             assert plan is not None, f"{tiles} does not fit"
             bands, units_of_block = plan.geometry["bands"]["count"], plan.geometry["bands"]["units"]
             assert (bands > 1) == (tiles.outer > 0), "a slice in one band tells nothing of halos"
@@ -148,7 +148,7 @@ def both(launcher, arrays, direction, chunk, tiles, line_shape, result_kind=None
                 assert plan.grid[0] * units_of_block < units * bands
             workspace = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
         else:
-            plan = _plan.line_scan_forward(direction, chunk, *layouts)
+            plan = _plan.line_scan_forward(scan)
             workspace = launcher.empty((plan.workspace,), np.float32)
         _launch.run(launcher, plan, *arrays, h, h_last, workspace)
         results.append((h, h_last))
