@@ -194,7 +194,7 @@ def test_out_in_device_memory():
 
 def test_a_repeated_call_is_checked_once(monkeypatch):
     checked_scan(lam=SCAN.lam, h0=SCAN.h0)
-    monkeypatch.setattr(_checks, "_leader", None)  # checking anything anew would fail
+    monkeypatch.setattr(_checks.arrays, "leading", None)  # checking anything anew would fail
     call = checked_scan(SCAN.x.copy(), SCAN.weight.copy(), SCAN.lam.copy(), h0=SCAN.h0.copy())
     assert_same_bits(call.x, SCAN.x)
     with pytest.raises(TypeError, match="not callable"):
