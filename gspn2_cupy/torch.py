@@ -18,6 +18,7 @@ the equations stand; what they add:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -319,18 +320,17 @@ class CompactPropagation(torch.nn.Module):
     Attributes
     ----------
     reduce, logits, lam, u, expand : torch.nn.Conv2d
-        The 1×1 convolutions. The layer takes their parameters and does not call them, so hooks on them do not run.
-        Output channels of ``logits`` are (direction, group, neighbour), of ``lam`` and ``u`` (direction, proxy
-        channel), the last running fastest.
+        The 1×1 convolutions. Output channels of ``logits`` are (direction, group, neighbour), of ``lam`` and ``u``
+        (direction, proxy channel), the last running fastest.
     merge : torch.nn.Parameter (D,)
 
     Notes
     -----
     The state dict has ``merge``, and ``weight`` and ``bias`` of each convolution, such as ``reduce.weight``.
     Initial values have the distribution of :func:`gspn2_cupy.compact_parameters`; ``compact_parameters()`` and
-    ``load_compact_parameters(parameters)`` exchange parameters with the array functions. Projections round
-    once, as the array function's do; on CUDA devices those of float32 use TF32 only where
-    ``torch.set_float32_matmul_precision`` allows it.
+    ``load_compact_parameters(parameters)`` exchange parameters with the array functions. Projections are
+    products of matrices, whose results are rounded once, as the array function's are; on CUDA devices those of float32
+    use TF32 only where PyTorch's matrix products may. Those of the gates are one product, unless one of them has hooks.
 
     Examples
     --------
@@ -361,17 +361,17 @@ class CompactPropagation(torch.nn.Module):
         self.directions, self.chunk, self.normalize = checked.directions, checked.chunk, checked.normalize
         count = len(self.directions)
         placed = {"device": device, "dtype": dtype}
-        self.reduce = torch.nn.Conv2d(self.channels, self.proxy_channels, 1, **placed)
-        self.logits = torch.nn.Conv2d(self.proxy_channels, count * self.groups * 3, 1, **placed)
-        self.lam = torch.nn.Conv2d(self.proxy_channels, count * self.proxy_channels, 1, **placed)
-        self.u = torch.nn.Conv2d(self.proxy_channels, count * self.proxy_channels, 1, **placed)
+        self.reduce = Projection(self.channels, self.proxy_channels, 1, **placed)
+        self.logits = Projection(self.proxy_channels, count * self.groups * 3, 1, **placed)
+        self.lam = Projection(self.proxy_channels, count * self.proxy_channels, 1, **placed)
+        self.u = Projection(self.proxy_channels, count * self.proxy_channels, 1, **placed)
         self.merge = torch.nn.Parameter(torch.empty(count, **placed))
-        self.expand = torch.nn.Conv2d(self.proxy_channels, self.channels, 1, **placed)
+        self.expand = Projection(self.proxy_channels, self.channels, 1, **placed)
         self.reset_parameters()
 
     def _by_name(self) -> CompactParameters:
         """Return the parameters as they are, convolutions' weights (out, in, 1, 1)."""
-        return CompactParameters(*(self.get_parameter(_state_name(name)) for name in CompactParameters._fields))
+        return CompactParameters(*(attrgetter(_state_name(name))(self) for name in CompactParameters._fields))
 
     def reset_parameters(self) -> None:
         """Draw the initial values anew, from PyTorch's generator."""
@@ -402,14 +402,12 @@ class CompactPropagation(torch.nn.Module):
         (x,) = _tensors(x=x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x must have shape (B, {self.channels}, H, W); got {tuple(x.shape)}")
-        own = self.reduce.weight.dtype
+        own = self.merge.dtype
         if x.dtype is not own and not _in_autocast(x):
             raise TypeError(f"x must be {str(own)[6:]}, like the layer's parameters; got {str(x.dtype)[6:]}")
         count = len(self.directions)
-        proxies = _projected(x, self.reduce)
-        layers = (self.logits, self.lam, self.u)
-        made = _projected(proxies, *layers)  # at once, so that the gradients of the proxies are summed before rounding
-        logits, lam, u = made.split([layer.out_channels for layer in layers], dim=1)
+        proxies = self.reduce(x)
+        logits, lam, u = _side_by_side(proxies, self.logits, self.lam, self.u)
         propagated = propagate(
             proxies,
             logits.unflatten(1, (count, self.groups, 3)),
@@ -420,7 +418,7 @@ class CompactPropagation(torch.nn.Module):
             normalize=self.normalize,
             chunk=self.chunk,
         )
-        return _projected(propagated, self.expand)
+        return cast(Tensor, self.expand(propagated))
 
     def extra_repr(self) -> str:
         """Show the arguments of the constructor."""
@@ -430,15 +428,38 @@ class CompactPropagation(torch.nn.Module):
         )
 
 
-def _projected(x: Tensor, *layers: torch.nn.Conv2d) -> Tensor:
-    """Apply 1×1 convolutions, their outputs side by side, as a product of matrices.
+class Projection(torch.nn.Conv2d):
+    """A 1×1 convolution as a product of matrices, which rounds once.
 
-    It rounds once. cuDNN's convolutions round 16-bit types before they add the bias and after, and float32 to TF32.
+    cuDNN's convolutions round 16-bit types before they add the bias and after, and float32 to TF32.
     """
-    weight = torch.cat([layer.weight.flatten(1) for layer in layers])
-    bias = torch.cat([cast(Tensor, layer.bias) for layer in layers])
-    product = torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x.flatten(2))
+
+    def matrices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight and bias in the type of ``x``: autocast would convert the weight once for each image."""
+        return self.weight.flatten(1).to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project ``x`` (B, C, H, W)."""
+        return _product(x, *self.matrices(x))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    product = torch.baddbmm(bias[:, None], weight.expand(x.shape[0], -1, -1), x.flatten(2))
     return product.unflatten(2, x.shape[2:])
+
+
+def _side_by_side(x: Tensor, *layers: Projection) -> list[Tensor]:
+    """Apply projections to the same array in one product, so that the gradients of ``x`` are summed before rounding."""
+    if any(map(_has_hooks, layers)):  # which see only what is called
+        return [layer(x) for layer in layers]
+    weights, biases = zip(*(layer.matrices(x) for layer in layers), strict=True)
+    made = _product(x, torch.cat(weights), torch.cat(biases))
+    return list(made.split([layer.out_channels for layer in layers], dim=1))
+
+
+def _has_hooks(module: torch.nn.Module) -> bool:
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks)
 
 
 def _state_name(name: str) -> str:

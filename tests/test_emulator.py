@@ -259,11 +259,17 @@ def test_missing_tools_fail_in_ci_and_skip_elsewhere(monkeypatch):
 
 
 def test_without_assembly():
-    environment = {**os.environ, "GSPN2_EMULATOR_RUNTIME_FLAGS": "-DEMULATOR_UCONTEXT"}
     cases = {"scan/none": "right", "scan/no_barrier": "DataRace", "copy/null_pointer": "OutOfBounds"}
-    command = [sys.executable, "-m", "emulator.planted.report", *cases]
+    code = """if True:
+        import runpy
+        from emulator import _build
+        _build.RUNTIME_FLAGS = ("-DEMULATOR_UCONTEXT",)
+        runpy.run_module("emulator.planted.report", run_name="__main__")
+    """
+    command = [sys.executable, "-c", code, *cases]
     here = Path(__file__).parent
-    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), environment.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for line, expected in zip(done.stdout.splitlines(), cases.items(), strict=True):

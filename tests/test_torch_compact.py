@@ -63,8 +63,8 @@ def check_against_arrays(module, dtype, x, dy, convert=lambda array: array):
     options = array_options(module)
     wanted = gspn2_cupy.compact_propagate(convert(x), parameters, **options)
     grads = gspn2_cupy.compact_propagate_backward(convert(dy), convert(x), parameters, **options)
-    # The layer rounds the proxies' two gradients before it adds them, the array function after: in the 16-bit types,
-    # whose tolerance is about one rounding, that makes a second one.
+    # In the 16-bit types, whose tolerance is about one rounding, the layer's gradients have a second one: it rounds the
+    # proxies' two gradients before it adds them, and a weight's for each image before it sums them.
     tolerance = TOLERANCE[dtype] * (2 if DTYPES[dtype].itemsize == 2 else 1)
 
     def back(array):
@@ -80,6 +80,19 @@ def check_against_arrays(module, dtype, x, dy, convert=lambda array: array):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_and_gradients_are_those_of_the_array_function(dtype, options):
     check_against_arrays(layer(dtype, **options), dtype, image(dtype), image(dtype, seed=1))
+
+
+def check_in_whole_vectors(dtype, device="cpu", convert=lambda array: array):
+    """Sizes that suit a GPU, whose libraries choose their kernels by them."""
+    module = CompactPropagation(96, 8, dtype=getattr(torch, dtype), device=device)
+    x, dy = (signal(np.random.default_rng(seed), (2, 96, 16, 16), DTYPES[dtype]) for seed in (0, 1))
+    check_against_arrays(module, dtype, x, dy, convert)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_and_gradients_in_whole_vectors(dtype):
+    torch.manual_seed(0)
+    check_in_whole_vectors(dtype)
 
 
 @every_variant
@@ -115,6 +128,17 @@ def test_on_a_gpu(dtype, options):
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no CUDA device")
     check_against_arrays(layer(dtype, **options).cuda(), dtype, image(dtype), image(dtype, seed=1), cupy.asarray)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU: {NO_GPU}")
+@pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_a_gpu_in_whole_vectors(dtype):
+    import cupy
+
+    torch.manual_seed(0)
+    check_in_whole_vectors(dtype, "cuda", cupy.asarray)
 
 
 # --- PyTorch's tools --------------------------------------------------------------------------------------------------
@@ -162,6 +186,65 @@ def test_autocast_runs_in_its_type_and_gradients_come_back_in_their_own():
 def test_memory_formats_are_taken():
     module, x = layer("float64"), tensor(image("float64"))
     torch.testing.assert_close(module(x.to(memory_format=torch.channels_last)), module(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 5, 7), (2, 6, 0, 7), (2, 6, 5, 0)], ids=str)
+def test_empty_images_are_taken(shape):
+    module, x = layer(), torch.zeros(shape, requires_grad=True)
+    y = module(x)
+    assert y.shape == shape
+    y.sum().backward()
+    assert all((parameter.grad == 0).all() for parameter in module.parameters())
+
+
+def test_it_is_exported_for_any_number_of_images():
+    module, batch = layer(), torch.export.Dim("batch")
+    exported = torch.export.export(module, (tensor(image()),), dynamic_shapes={"x": {0: batch}}).module()
+    for count in (1, 3):
+        x = tensor(image()).repeat(count, 1, 1, 1)
+        assert torch.equal(exported(x), module(x))
+
+
+def test_under_autocast_the_weights_are_kept_once_for_all_images():
+    module, x = layer(), tensor(image()).repeat(8, 1, 1, 1).requires_grad_()
+    kept = []
+    keep = torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved) or saved, lambda saved: saved)
+    with keep, torch.autocast("cpu", torch.bfloat16):
+        module(x)
+    matrices = [each for each in kept if each.ndim == 3 and len(each) == len(x) and each.shape[2] in (4, 6)]
+    assert len(matrices) == 3  # reduce, the gates, expand
+    for each in matrices:
+        assert each.untyped_storage().nbytes() <= each.numel() // len(x) * each.itemsize
+
+
+def test_a_layer_of_one_16_bit_type_runs_under_autocast_to_the_other():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer("float16")(tensor(image("float16"))).dtype is torch.bfloat16
+
+
+def test_hooks_on_a_projection_run_and_change_no_result():
+    module, x, seen = layer(), tensor(image()), []
+    wanted = module(x)
+    for name in ("reduce", "logits", "u", "expand"):
+        module.get_submodule(name).register_forward_hook(lambda *call, name=name: seen.append(name))
+    torch.testing.assert_close(module(x), wanted, rtol=1e-6, atol=1e-6)
+    assert seen == ["reduce", "logits", "u", "expand"]
+
+
+def test_it_is_pruned_and_parametrized_like_any_module():
+    from torch.nn.utils import parametrizations, prune
+
+    module, x = layer(), tensor(image())
+    prune.l1_unstructured(module.lam, "weight", amount=0.5)
+    parametrizations.weight_norm(module.expand)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        module(x).square().sum().backward()
+        optimizer.step()
+    assert (module.lam.weight == 0).sum() == module.lam.weight.numel() // 2
+    shapes = [value.shape for value in layer().compact_parameters()]
+    assert [value.shape for value in module.compact_parameters()] == shapes
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
