@@ -156,6 +156,11 @@ QUICK = (
 
 BRIEF = (  # and what a page has room for, where everything was measured
     *QUICK,
+    "forward-*_1k-float32-per_channel-top_to_bottom-per_line_graph",
+    *(f"forward-latent_128-{types}-{axis}-triton" for types in TYPES for axis in AXES),
+    *(f"forward-vit_56-{types}-{axis}-torch_compile" for types in TYPES for axis in AXES),
+    "unit-*-bfloat16-shared-four-attention",
+    "unit-*_1k-bfloat16-shared-four-separate_scans",
     *(
         f"{operation}-*-{types}-{axis}"
         for operation in ("backward", "unit")

@@ -24,8 +24,15 @@ class Change:
         return float(self.after["median"] / self.before["median"])
 
     @property
+    def judged(self) -> bool:
+        """Whether both were timed more than once: of a single time no spread is known."""
+        return self.before.get("samples", 2) > 1 and self.after.get("samples", 2) > 1
+
+    @property
     def apart(self) -> bool:
         """Whether the ranges from 10th to 90th percentile do not meet, and the medians differ enough to matter."""
+        if not self.judged:
+            return False
         meet = self.before["p10"] <= self.after["p90"] and self.after["p10"] <= self.before["p90"]
         return not meet and abs(self.ratio - 1) > LEAST
 
@@ -79,8 +86,11 @@ def tell(comparison: Comparison) -> str:
         word = "slower" if change.slower else "faster"
         both = " → ".join(microseconds(timing["median"]) for timing in (change.before, change.after))
         lines.append(f"{word} by {abs(change.ratio - 1):.1%}: {change.id}: {both}")
-    same = len(comparison.changes) - len(comparison.beyond)
+    single = sum(not change.judged for change in comparison.changes)
+    same = len(comparison.changes) - len(comparison.beyond) - single
     lines.append(f"{len(comparison.changes)} compared, {same} of them the same within the spread.")
+    if single:
+        lines.append(f"{single} of them were timed only once, and are not judged")
     lines += [f"no longer measured: {name}" for name in comparison.lost]
     if comparison.new:
         lines.append(f"{len(comparison.new)} measured for the first time")

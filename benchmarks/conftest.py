@@ -20,7 +20,7 @@ def chosen(patterns):
 
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
-        cases = chosen(metafunc.config.getoption("--cases"))
+        cases = chosen(metafunc.config.getoption("--cases", None))
         metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 

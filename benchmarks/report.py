@@ -10,6 +10,7 @@ from benchmarks.cases import ABBREVIATIONS, DTYPES, OPERATIONS, SHAPES, WEIGHTS,
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ARROWS = {"left_to_right": "→", "right_to_left": "←", "top_to_bottom": "↓", "bottom_to_top": "↑", "four": "✢"}
 Content = dict[str, Any]
+ROTATED = 4  # times L2: what the buffers of a case hold together, where memory allows
 
 
 def heading(content: Content) -> str:
@@ -20,7 +21,8 @@ def heading(content: Content) -> str:
         where = f"**{m['device']}**, driver {m['driver']}, CUDA {cuda}, CuPy {m['cupy']}"
     else:
         where = f"**{m['device']}**: {m['cores']} cores, {m['platform']}, NumPy {m['numpy']}"
-    return f"{where}; {content['date'][:10]}, commit {content['commit']}, `{content['command']}`"
+    commands = ", then ".join(f"`{command}`" for command in (content["command"], *content.get("continued", ())))
+    return f"{where}; {content['date'][:10]}, commit {content['commit']}, {commands}"
 
 
 def microseconds(seconds: float) -> str:
@@ -126,6 +128,11 @@ def remarks(content: Content) -> str:
     if "copy" in content:
         notes.append(f"A copy of 4 GiB ran at {content['copy']['gbps']:.0f} GB/s, bytes read and written.")
     notes += [f"{package} is missing ({reason})." for package, reason in content.get("missing", {}).items()]
+    short = [r["id"] for r in _ok(content) if r.get("times_l2", ROTATED) < ROTATED]
+    if short:
+        notes.append(
+            f"Memory for buffers of less than {ROTATED} times L2, so part of them may be in it: {', '.join(short)}."
+        )
     reasons: dict[str, list[str]] = {}
     for r in content["cases"]:
         if r["status"] != "ok":

@@ -107,7 +107,8 @@ def _measure(gpu: Any, case: Case, limit: float, record: dict[str, Any], then: A
     launches_a_line = {"per_line_eager": 1, "per_line_graph": 1, "torch_compile": 2}.get(case.implementation, 0)
     nodes = launches_a_line * case.lines or max(len(plans), 4)
     graph = not case.implementation.endswith("_eager")
-    record |= {"sets": sets, "time": gpu.time(run, sets, limit, nodes, graph, then).record()}
+    record |= {"sets": sets, "times_l2": sets * record["bytes"] / gpu.limits.l2_bytes}
+    record["time"] = gpu.time(run, sets, limit, nodes, graph, then).record()
 
 
 def _elements(case: Case) -> int:
@@ -236,7 +237,7 @@ class Results:
         if earlier.get("format") != self.content["format"] or differ or unsure:
             why = ", ".join(f"{name} {facts[0].get(name)} there, {facts[1].get(name)} here" for name in differ)
             raise CannotContinueError(f"{self.path} cannot be continued: {why or 'its commit is not known'}")
-        return {**earlier, "continued": [*earlier.get("continued", []), self.content["date"]]}
+        return {**earlier, "continued": [*earlier.get("continued", []), self.content["command"]]}
 
     def rest(self, cases: list[Case]) -> list[Case]:
         """Return the cases still to be run: those without a record, then those that failed; their records go."""

@@ -17,6 +17,7 @@ import importlib.util
 import os
 import zlib
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 import hypothesis
@@ -96,6 +97,8 @@ def current_device(request):
 
 
 def pytest_configure(config):
+    if config.getoption("benchmark_only", False) and config.args_source is config.ArgsSource.TESTPATHS:
+        config.args = [str(Path(__file__).parent.parent / "benchmarks")]  # pytest --benchmark-only, without a folder
     config.addinivalue_line("markers", "functions(*names): the public functions that a test of the operator uses")
 
 

@@ -1,6 +1,7 @@
 """The way a benchmark takes on a GPU, on a stand-in for CuPy: NumPy arrays, kernels in Python, a made-up clock."""
 
 import ctypes
+import dataclasses
 import json
 import shutil
 import sys
@@ -96,7 +97,7 @@ def fake_cupy(clock):
         Graph=object,
         get_elapsed_time=lambda start, stop: stop.at - start.at,
         using_allocator=lambda allocate: nullcontext(),
-        MemoryPool=lambda: types.SimpleNamespace(malloc=None),
+        MemoryPool=lambda: types.SimpleNamespace(malloc=None, free_all_blocks=lambda: None),
         runtime=types.SimpleNamespace(memGetInfo=lambda: (1 << 40, 1 << 40)),
     )
     return module
@@ -165,7 +166,7 @@ def gpu(monkeypatch):
 
     with forget() as made:
         made.clock = clock
-        made.limits = plans.H200.__class__(**{**vars(plans.H200), "l2_bytes": 40_000})  # few sets of buffers
+        made.limits = dataclasses.replace(plans.H200, l2_bytes=40_000)  # few sets of buffers
         yield made
 
 
@@ -177,6 +178,7 @@ def test_a_case_is_checked_timed_and_scored(gpu, operation, dtype):
     assert record["status"] == "ok", record.get("traceback", record)
     assert record["bytes"] == bytes_moved(each)
     assert record["sets"] * record["bytes"] > 4 * gpu.limits.l2_bytes
+    assert record["times_l2"] == record["sets"] * record["bytes"] / gpu.limits.l2_bytes
     assert record["time"]["how"] == "graph"
     assert record["gbps"] == pytest.approx(record["bytes"] / record["time"]["median"] / 1e9)
     assert record["score"] == pytest.approx(record["copy"]["median"] / record["time"]["median"])
@@ -333,6 +335,7 @@ def test_a_run_goes_on_where_an_earlier_one_ended(runs):
     assert content["first_calls"] == content["accuracy"] == ["measured"]
     assert content["seconds"] == 50
     assert len(content["continued"]) == 1
+    assert content["continued"][0].startswith("python -m benchmarks")
 
     assert runs(45, "--continue")[1] == [half]
     assert runs(100)[1] == [half, single, double, compiled]  # without the option from the start
