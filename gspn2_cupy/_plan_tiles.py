@@ -65,14 +65,14 @@ def shared_bytes_of(tiles: Tiles, scan: ForwardScan) -> int:
     return tiles.stages * stage + beside + edges + words
 
 
-def _registers(tiles: Tiles, scan: ForwardScan) -> int:
+def _registers(tiles: Tiles, scan: ForwardScan, offset: int) -> int:
     """Return about how many registers a thread needs: for a group of lines, or for the vectors it copies."""
     x, weight = scan.x, scan.weight
     elements = tiles.rows * (16 // x.itemsize if scan.along else tiles.group)
     group = elements * (3 * weight.itemsize + (1 if scan.lam is None else 2) * x.itemsize) // 4
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
-    return min(max(group * (2 if tiles.ahead else 1), copied) + 64, 255)
+    return min(max(group * (2 if tiles.ahead else 1), copied) + 48 + 4 * offset, 255)
 
 
 def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
@@ -84,7 +84,7 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: st
     if not _consistent(tiles, along, group):
         return None
     shared = shared_bytes_of(tiles, scan)
-    registers = _registers(tiles, scan)
+    registers = _registers(tiles, scan, offset)
     if shared > limits.shared_bytes_per_block:
         return None
     geometry = scan.geometry()

@@ -1,7 +1,7 @@
 """Kernels as NVRTC compiles them for every GPU, without one: registers, spills, shared memory, time.
 
-`python -m tools.compile_table` compiles all that the planner can choose and prints the table. Here some are, by the
-same rules: those that leave a thread the fewest registers, and others from all over the list.
+`python -m tools.compile_table` compiles what calls of many shapes choose and prints the table. Here some are, by the
+same rules: those that are shortest of registers, and others from all over a shorter list.
 """
 
 import os

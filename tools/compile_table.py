@@ -1,4 +1,4 @@
-"""Compile every kernel specialisation that the planner can choose, without a GPU, and print what each one needs.
+"""Compile the kernel specialisations that the planner chooses, without a GPU, and print what each one needs.
 
     python -m tools.compile_table [--architectures 80 90] [--kernels line_scan_forward …]
 
@@ -6,6 +6,9 @@ The specialisations are not listed anywhere. They are collected by making the ca
 memory, for many shapes and all options, on each GPU of GPUS, through a launcher that only writes down what it is asked
 to launch. Each is compiled by NVRTC with the options that CuPy would pass. The command fails if a kernel breaks a rule
 of `failures`. tests/test_compile.py holds a sample to the same rules in every test run.
+
+No list of shapes is complete: the kernel for small slices alone is specialised by by how many bytes it copies, how its
+rows are swizzled, and more. So `--random` makes that many random calls besides.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -28,7 +31,7 @@ from gspn2_cupy._plan import DeviceLimits, KernelSpec
 from tools import nvrtc
 
 KIB = 1024
-# One GPU of each architecture: what a device says of itself, and how many blocks a multiprocessor holds at most.
+# A GPU of each architecture: what a device says of itself, and how many blocks a multiprocessor holds at most.
 GPUS = {
     75: (DeviceLimits("T4", (7, 5), 40, 64 * KIB, 64 * KIB, 1024, 4 * KIB**2), 16),
     80: (DeviceLimits("A100", (8, 0), 108, 163 * KIB, 164 * KIB, 2048, 40 * KIB**2), 32),
@@ -38,6 +41,8 @@ GPUS = {
     100: (DeviceLimits("B200", (10, 0), 148, 227 * KIB, 228 * KIB, 2048, 126 * KIB**2), 32),
     120: (DeviceLimits("RTX 5090", (12, 0), 170, 99 * KIB, 100 * KIB, 1536, 96 * KIB**2), 24),
 }
+# Multiprocessors of a smaller GPU of the same architecture, for which other shapes are chosen.
+SMALLER = {75: 14, 80: 56, 86: 28, 89: 58, 90: 78, 100: 74, 120: 36}
 WITHOUT_SPILLS = (80, 90)  # architectures on which nothing may leave the registers
 SECONDS = 2.0  # a user waits for each compilation once
 
@@ -45,9 +50,22 @@ SECONDS = 2.0  # a user waits for each compilation once
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # (B, C, G): one image or many, a matrix per channel, per group and for all channels.
-SHARINGS = ((1, 1, 1), (1, 8, 1), (16, 8, 8), (2, 6, 2), (32, 96, 1), (32, 96, 96), (4, 64, 16), (32, 1152, 1))
-SIZES = tuple((side, side) for side in (1, 7, 14, 16, 28, 32, 56, 64, 96, 127, 128, 256, 512, 1024, 2048, 4096, 16384))
-SIZES += ((64, 512), (512, 64), (16, 4096), (4096, 16), (33, 140))
+SHARINGS = (
+    (1, 1, 1),
+    (1, 8, 1),
+    (16, 8, 8),
+    (4, 8, 4),
+    (2, 6, 2),
+    (32, 96, 1),
+    (32, 96, 96),
+    (4, 64, 16),
+    (32, 1152, 1),
+)
+SIDES = (1, 7, 14, 16, 28, 32, 56, 64, 96, 127, 128, 256, 512, 1024, 2048, 4096, 16384)
+# Every side up to a warp's 32 lanes; above them, the steps at which a warp more is taken.
+ALL_SIDES = (*range(1, 34), *range(36, 128, 4), *range(127, 129), *range(160, 1057, 32), 2048, 4096, 16384)
+OBLONG = ((64, 512), (512, 64), (16, 4096), (4096, 16), (33, 140), (14400, 14400), (7200, 7200))
+OBLONG += ((65, 136), (129, 136), (333, 336), (1001, 1008), (2047, 2048))  # an odd number of rows
 # (B, C, H, W) and G on which all functions are called, with all options.
 EVERYTHING = (((2, 4, 5, 6), 2), ((16, 8, 64, 64), 1), ((2, 8, 1024, 1024), 8))
 
@@ -105,29 +123,78 @@ def array(shape: tuple[int, ...], dtype: Any, layout: str = "contiguous") -> np.
 
 
 @cache
-def specialisations(architecture: int) -> tuple[Specialisation, ...]:
+def specialisations(architecture: int, sides: tuple[int, ...] = SIDES) -> tuple[Specialisation, ...]:
     """Return what calls launch on the GPU of an architecture, over all data types, options and many shapes."""
-    recorder = Recorder(GPUS[architecture][0])
+    seen: dict[KernelSpec, Specialisation] = {}
+    limits, _ = GPUS[architecture]
+    for multiprocessors in (limits.multiprocessors, SMALLER[architecture]):
+        recorder = Recorder(replace(limits, multiprocessors=multiprocessors))
+        with _launch.use(recorder):
+            for name in DTYPES:
+                if multiprocessors == limits.multiprocessors:
+                    _make_calls(kind_of(name), sides)
+                else:
+                    for call in _scans(kind_of(name), sides):
+                        _scan(*call)
+        seen = recorder.seen | seen  # of the larger GPU where both have it
+    return _in_order(seen)
+
+
+def random_specialisations(architecture: int, count: int) -> tuple[Specialisation, ...]:
+    """Return what random scans and units launch on the GPU of an architecture."""
+    recorder, random = Recorder(GPUS[architecture][0]), np.random.default_rng(architecture)
     with _launch.use(recorder):
-        for name in DTYPES:
-            kind = _arrays.data_type(name)
-            if kind is None:
-                raise ValueError(f"no data type {name}")
-            for (shape, groups), normalize in itertools.product(EVERYTHING, (None, "sigmoid", "softmax")):
-                for given, directions in itertools.product((True, False), (ALL_DIRECTIONS, ALL_DIRECTIONS[:1])):
-                    options = {"groups": groups, "directions": directions, "lam": given, "u": given, "chunk": None}
-                    options |= {"normalize": normalize, "backward": True, "progress": False}
-                    _warmup._make_calls(_checks.warmup(shape, kind.numpy_dtype, **options))
-            for call in _scans(kind):
-                _scan(*call)
-            for channels, proxies in ((8, 2), (1152, 64)):
-                _compact_unit(kind, channels, proxies)
-    return tuple(sorted(recorder.seen.values(), key=lambda seen: (seen.spec.source, str(seen.spec))))
+        for _ in range(count):
+            kind, direction = kind_of(random.choice(DTYPES)), str(random.choice(ALL_DIRECTIONS))
+            groups, per_group = (int(2 ** random.uniform(0, 6)) for _ in range(2))
+            sides = [int(2 ** random.uniform(0, 12)) for _ in range(2)]
+            vectors = random.random() < 0.5  # rows of whole vectors of 16 bytes
+            height, width = ((side + 7) // 8 * 8 for side in sides) if vectors else sides
+            shape = (int(2 ** random.uniform(0, 5)), groups * per_group, height, width)
+            lam, chunk = bool(random.random() < 0.5), random.choice([None, 1, 8, 24])
+            if random.random() < 0.7:
+                _scan(kind, shape, groups, lam, direction, chunk, "contiguous")
+            else:
+                _propagate(kind, shape, groups, lam, direction, random.choice([None, "sigmoid"]))
+    return _in_order(recorder.seen)
 
 
-def _scans(kind: _arrays.DataType) -> Iterator[tuple]:
+def _in_order(seen: Mapping[KernelSpec, Specialisation]) -> tuple[Specialisation, ...]:
+    return tuple(sorted(seen.values(), key=lambda made: (made.spec.source, str(made.spec))))
+
+
+def kind_of(name: str) -> _arrays.DataType:
+    """Return a data type by its name."""
+    kind = _arrays.data_type(str(name))
+    if kind is None:
+        raise ValueError(f"no data type {name}")
+    return kind
+
+
+def _sizes(sides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return (*((side, side) for side in sides), *OBLONG)
+
+
+def _make_calls(kind: _arrays.DataType, sides: tuple[int, ...]) -> None:
+    """Make the calls whose kernels are looked at, in one data type."""
+    for (shape, groups), normalize in itertools.product(EVERYTHING, (None, "sigmoid", "softmax")):
+        for given, directions in itertools.product((True, False), (ALL_DIRECTIONS, ALL_DIRECTIONS[:1])):
+            options = {"groups": groups, "directions": directions, "lam": given, "u": given, "chunk": None}
+            options |= {"normalize": normalize, "backward": True, "progress": False}
+            _warmup._make_calls(_checks.warmup(shape, kind.numpy_dtype, **options))
+    for call in _scans(kind, sides):
+        _scan(*call)
+    if kind.itemsize == 2:  # in the others a scan inside a unit is a scan like any other
+        for call in itertools.product(SHARINGS[1:3], _sizes(sides), (True, False), ALL_DIRECTIONS, (None, "sigmoid")):
+            (batch, channels, groups), size, lam, direction, normalize = call
+            _propagate(kind, (batch, channels, *size), groups, lam, direction, normalize)
+    for channels, proxies in ((8, 2), (1152, 64)):
+        _compact_unit(kind, channels, proxies)
+
+
+def _scans(kind: _arrays.DataType, sides: tuple[int, ...]) -> Iterator[tuple]:
     for (batch, channels, groups), size, lam, direction in itertools.product(
-        SHARINGS, SIZES, (True, False), ALL_DIRECTIONS
+        SHARINGS, _sizes(sides), (True, False), ALL_DIRECTIONS
     ):
         yield kind, (batch, channels, *size), groups, lam, direction, None, "contiguous"
     for size, layout, chunk, direction in itertools.product(
@@ -157,6 +224,22 @@ def _scan(
     lam = x if has_lam else None
     _device.line_scan(x, weight, lam, direction=direction, chunk=chunk)
     _device.line_scan_backward(x, x, weight, lam, direction=direction, chunk=chunk)
+
+
+def _propagate(
+    kind: _arrays.DataType,
+    shape: tuple[int, ...],
+    groups: int,
+    has_lam: bool,
+    direction: str,
+    normalize: str | None,
+) -> None:
+    """Call the unit in one direction: hidden lines, and weights from logits, are of the state's type."""
+    batch, channels, height, width = shape
+    x = array(shape, kind.numpy_dtype)
+    weight = array((batch, 1, groups, 3, height, width), kind.numpy_dtype)
+    lam = array((batch, 1, channels, height, width), kind.numpy_dtype) if has_lam else None
+    _device.propagate(x, weight, lam, directions=(direction,), normalize=normalize)
 
 
 def _compact_unit(kind: _arrays.DataType, channels: int, proxies: int) -> None:
@@ -239,15 +322,28 @@ def failures(row: Row) -> list[str]:
 
 
 def sample(architecture: int, most: int) -> list[Specialisation]:
-    """Return at most so many specialisations: those that leave a thread the fewest registers, and some others."""
+    """Return at most so many specialisations: those that are shortest of registers, by a rough count, and others."""
     made = list(specialisations(architecture))
     if len(made) <= most:
         return made
-    room = [-max(m.threads) * int(dict(m.spec.defines).get("BLOCKS", 1)) for m in made]
-    tightest = sorted(range(len(made)), key=lambda k: room[k])[: most // 2]
+    tightest = sorted(range(len(made)), key=lambda k: -_pressure(made[k]))[: most // 2]
     others = [k for k in range(len(made)) if k not in tightest]
     wanted = most - len(tightest)
     return [made[k] for k in sorted([*tightest, *(others[k * len(others) // wanted] for k in range(wanted))])]
+
+
+def _pressure(made: Specialisation) -> float:
+    """Return what a thread keeps in registers, over what it may have."""
+    defines = dict(made.spec.defines)
+    allowed = 65536 / (max(made.threads) * int(defines.get("BLOCKS", 1)))
+    if made.spec.entry != "line_scan_tiles":
+        return 48 / allowed
+    sizes = {name: 4 if defines[name] == "float" else 2 for name in ("SCALAR", "WEIGHT", "RESULT")}
+    lines = int(defines["ROWS"]) * int(defines["GROUP"])
+    read = lines * (3 * sizes["WEIGHT"] + (1 + int(defines["HAS_LAM"])) * sizes["SCALAR"]) / 4
+    written = lines * sizes["RESULT"] / 4
+    addresses = 16 if defines["OFFSET"] == "long long" else 0
+    return (48 + read * (1 + int(defines["AHEAD"])) + written + addresses) / allowed
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -267,14 +363,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", type=int, nargs="*", choices=GPUS, default=list(GPUS))
     parser.add_argument("--kernels", nargs="*", help="only these, by name")
+    parser.add_argument("--random", type=int, default=0, metavar="CALLS", help="and what so many random calls launch")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    jobs = [
-        (architecture, made)
-        for architecture in options.architectures
-        for made in specialisations(architecture)
-        if not options.kernels or made.spec.entry in options.kernels
-    ]
+    jobs = []
+    for architecture in options.architectures:
+        listed = specialisations(architecture, ALL_SIDES)
+        specs = {made.spec for made in listed}
+        others = [made for made in random_specialisations(architecture, options.random) if made.spec not in specs]
+        found = [*listed, *others]
+        jobs += [(architecture, m) for m in found if not options.kernels or m.spec.entry in options.kernels]
+    if not jobs:
+        parser.error(f"no kernel of these is launched: {' '.join(options.kernels)}")
     print(f"{len(jobs)} specialisations, NVRTC {nvrtc.version()}", file=sys.stderr)
     with ProcessPoolExecutor(options.processes) as pool:
         rows = list(pool.map(compiled, *zip(*jobs, strict=True), chunksize=4))
