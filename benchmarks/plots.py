@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -104,7 +105,8 @@ def speedups(content: Content, axes: Any) -> bool:
     for place, (_, ratio) in enumerate(bars):
         axes.barh(place, ratio - 1, left=1, color="C0" if ratio >= 1 else "C3")
         side = "left" if ratio >= 1 else "right"
-        axes.text(ratio, place, f" {ratio:.3g}× ", va="center", ha=side, fontsize=8)
+        digits = f"{ratio:.3g}" if ratio < 1000 else f"{ratio:.0f}"
+        axes.text(ratio, place, f" {digits}× ", va="center", ha=side, fontsize=8)
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log")
@@ -143,7 +145,7 @@ def draw(contents: list[Content], folder: Path) -> list[Path]:
         for name, plot in PLOTS.items():
             figure, axes = plt.subplots(figsize=(14, 6), layout="constrained")
             if plot(_for_a_page(content), axes):
-                figure.suptitle(heading(content).replace("*", "").replace("`", ""), fontsize=7)
+                figure.suptitle(fill(heading(content).replace("*", "").replace("`", ""), 180), fontsize=7)
                 paths.append(folder / f"{device}_{name}.png")
                 figure.savefig(paths[-1], dpi=110)
             plt.close(figure)

@@ -7,6 +7,8 @@ with it. Against that, where CuPy's stream is not the caller's:
 - JAX shows no stream of its computations. So its results are copied into memory of its own, CuPy's stream waits for the
   copy, and inputs are kept until CuPy's stream is done with them (`retain`), as for every library but PyTorch. They
   are let go by the next call.
+- Results given to other libraries through DLPack are memory of CuPy's pool that nothing guards further: who drops one
+  while a stream of its own still reads it must synchronise first.
 """
 
 from __future__ import annotations

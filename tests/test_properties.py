@@ -7,14 +7,27 @@ loops on the absolute values of all inputs give it.
 import loops
 import numpy as np
 import pytest
-from helpers import DTYPES, LAYOUTS, assert_close, assert_same_bits, lines, make_scan, make_unit, scan_axis, state_type
-from hypothesis import given
+from emulator import LIMITS
+from helpers import (
+    DTYPES,
+    HORIZONTAL,
+    LAYOUTS,
+    assert_close,
+    assert_same_bits,
+    lines,
+    make_scan,
+    make_unit,
+    scan_axis,
+    state_type,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, LineScanGrads, PropagateGrads
+from gspn2_cupy import ALL_DIRECTIONS, LineScanGrads, PropagateGrads, _plan_forward, _steps, reference
+from gspn2_cupy._plan import ForwardScan
 
-sizes = st.integers(0, 9) | st.sampled_from([31, 33])  # mostly tiny; one below and one above a warp
+sizes = st.integers(0, 9) | st.sampled_from([31, 33, 127])  # mostly tiny; around one warp, and several
 directions = st.sampled_from(ALL_DIRECTIONS)
 dtypes = st.sampled_from(sorted(DTYPES))
 chunks = st.none() | st.integers(1, 12)
@@ -74,6 +87,43 @@ def test_line_scan(backend, case, chunk, layout):
     scale = loops.line_scan(x, weight, lam, direction=case.direction, chunk=chunk, h0=h0)
     assert_close(h, truth[0], case.x.dtype, scale=scale[0])
     assert_close(h_last, truth[1], state_type(case.x.dtype), scale=scale[1])
+
+
+@st.composite
+def scans_in_tiles(draw):
+    """Scans of images whose rows are whole vectors of 16 bytes, and wider than a warp: those of the tile kernel."""
+    direction = draw(directions)
+    vectors, other = 8 * draw(st.integers(1, 20)), draw(st.integers(1, 160))
+    across = max(vectors if direction not in HORIZONTAL else other, 40)
+    height, width = (across, vectors) if direction in HORIZONTAL else (min(other, 40), across)
+    groups, per_group = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (1, 4), (2, 2)]))
+    dtype = draw(st.sampled_from(["float32", "float16", "bfloat16"]))
+    options = {name: draw(st.booleans()) for name in ("lam", "h0")}
+    shape = (draw(st.integers(1, 2)), groups * per_group, height, width)
+    return make_scan(shape, direction, dtype, groups=groups, seed=draw(st.integers(0, 99)), **options)
+
+
+@pytest.mark.functions("line_scan")
+@settings(max_examples=30)
+@given(case=scans_in_tiles(), chunk=st.none() | st.integers(1, 60))
+def test_line_scan_in_tiles(backend, case, chunk):
+    arrays, line = (case.x, case.weight, case.lam), case.h0
+    layouts = [_steps.optional_layout(array) for array in (*arrays, line, case.x, line)]
+    plan = _plan_forward.line_scan_forward(LIMITS, ForwardScan(case.direction, chunk, *layouts))
+    assert plan.spec.entry == "line_scan_tiles"
+    h, h_last = backend(gspn2_cupy.line_scan, *arrays, **case.options(chunk), return_last=True)
+    # by the reference in float64, which the other tests hold to the loops: these images are too large for loops
+    exact = [None if a is None else a.astype(np.float64) for a in (*arrays, line)]
+    for actual, truth, scale, dtype in zip(
+        (h, h_last),
+        reference.line_scan(*exact[:3], direction=case.direction, chunk=chunk, h0=exact[3], return_last=True),
+        reference.line_scan(
+            *sizes_of(*exact[:3]), direction=case.direction, chunk=chunk, h0=sizes_of(exact[3])[0], return_last=True
+        ),
+        (case.x.dtype, state_type(case.x.dtype)),
+        strict=True,
+    ):
+        assert_close(actual, truth, dtype, scale=scale)
 
 
 @pytest.mark.functions("line_scan", "line_scan_backward")
