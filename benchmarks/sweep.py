@@ -1,8 +1,9 @@
 """Try shapes of the tile kernel and of the kernel for small images near those that are planned, on a GPU.
 
 python -m benchmarks.sweep [--shapes NAME …] [--cases "bfloat16 SH" …] [--tries 40] [--seconds 60] [--output FILE.json]
+python -m benchmarks.sweep --shapes batch_1k --cases "bfloat16 SH" --tiles 4,2,2,4,32,8,32,2,8,0,1,64 …
 
-Each result is compared bit for bit with the planned kernel's; times are medians of graph replays over rotating buffers.
+Tiles are random changes of the planned ones, or, in the order of the fields of `Tiles`, those that are named. Each result is compared bit for bit with the planned kernel's; times are medians of graph replays over rotating buffers.
 The rules of gspn2_cupy/_plan_forward.py come from such sweeps, as docs/optimization_log.md tells.
 """
 
@@ -12,6 +13,8 @@ import itertools
 import json
 import os
 import random
+import shlex
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.cases import SHAPES
 from benchmarks.gpu import opened
+from benchmarks.runner import commit, machine
 from gspn2_cupy import _launch, _plan_forward, _plan_slices, _plan_tiles, _steps
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._plan import ForwardScan
@@ -81,11 +85,17 @@ def near(tiles, chance):
     return tiles if tiles.warps > 1 else dataclasses.replace(tiles, inner=0)
 
 
-def candidates(limits, name, case, direction, tries):
+def candidates(limits, name, case, direction, tries, named=()):
     """Shapes and their plans: the planned one first."""
     scan = scan_of(direction, layouts_of(name, case))
     planned = _plan_forward.line_scan_forward(limits, scan)
     yield "planned", planned
+    for tiles in named:
+        plan = _plan_tiles.tiles_plan(limits, tiles, scan)
+        if plan is not None:
+            yield str(dataclasses.astuple(tiles)), plan
+    if named:
+        return
     channels, across = scan.x.shape[1], scan.width
     shared = scan.groups < channels
     if across <= 64:
@@ -109,9 +119,15 @@ def candidates(limits, name, case, direction, tries):
             return
 
 
-def compile_one(spec):
+def tiles_from(text):
+    """Read the shape of tiles from numbers in the order of its fields; those at the end may be left out."""
+    values = dict(zip((field.name for field in dataclasses.fields(Tiles)), map(int, text.split(",")), strict=False))
+    return Tiles(**values | {"ahead": bool(values.get("ahead", 1))})
+
+
+def compile_one(plan):
     """Bring a kernel into CuPy's disk cache."""
-    _launch.CupyKernel(spec, None).prepare(0)
+    _launch.CupyKernel(plan.spec, None).prepare(0, plan.cooperative)
 
 
 def sweep(gpu, name, case, direction, tried, deadline):
@@ -161,17 +177,18 @@ def main():
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--directions", nargs="+", default=list(DIRECTIONS), choices=ALL_DIRECTIONS)
-    parser.add_argument("--tries", type=int, default=40, help="shapes of the tile kernel for each case")
+    parser.add_argument("--tries", type=int, default=40, help="random shapes of the tile kernel for each case")
+    parser.add_argument("--tiles", type=tiles_from, nargs="+", default=(), help="or these")
     parser.add_argument("--seconds", type=float, default=60, help="time limit for all timing")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     limits = _launch.cupy_launcher(0).limits
     cases = list(itertools.product(options.shapes, options.cases, options.directions))
-    chosen = {case: list(candidates(limits, *case, options.tries)) for case in cases}
-    specs = {plan.spec for tried in chosen.values() for _, plan in tried}
+    chosen = {case: list(candidates(limits, *case, options.tries, options.tiles)) for case in cases}
+    plans = list({(plan.spec, plan.cooperative): plan for tried in chosen.values() for _, plan in tried}.values())
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        list(pool.map(compile_one, specs, chunksize=4))
-    print(f"compiled {len(specs)} kernels", flush=True)
+        list(pool.map(compile_one, plans, chunksize=4))
+    print(f"compiled {len(plans)} kernels", flush=True)
     records, deadline = [], time.monotonic() + options.seconds
     with opened() as gpu:
         for left, case in zip(range(len(cases), 0, -1), cases, strict=True):
@@ -185,7 +202,8 @@ def main():
                 print(f"  {record['us']:8.1f} µs {record['score']:.2f} {record['tiles']}{different}", flush=True)
             gpu.release()
             if options.output:
-                options.output.write_text(json.dumps(records, indent=1))
+                made = {"machine": machine(""), "commit": commit(), "command": shlex.join(sys.argv)}
+                options.output.write_text(json.dumps({**made, "results": records}, indent=1))
 
 
 if __name__ == "__main__":
