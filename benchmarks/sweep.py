@@ -3,7 +3,8 @@
 python -m benchmarks.sweep [--shapes NAME …] [--cases "bfloat16 SH" …] [--tries 40] [--seconds 60] [--output FILE.json]
 python -m benchmarks.sweep --shapes batch_1k --cases "bfloat16 SH" --tiles 4,2,2,4,32,8,32,2,8,0,1,64 …
 
-Tiles are random changes of the planned ones, or, in the order of the fields of `Tiles`, those that are named. Each result is compared bit for bit with the planned kernel's; times are medians of graph replays over rotating buffers.
+Tiles are random changes of the planned ones, or, in the order of the fields of `Tiles`, those that are named. Each
+result is compared bit for bit with the planned kernel's; times are medians of graph replays over rotating buffers.
 The rules of gspn2_cupy/_plan_forward.py come from such sweeps, as docs/optimization_log.md tells.
 """
 
@@ -25,7 +26,7 @@ from benchmarks.gpu import opened
 from benchmarks.runner import commit, machine
 from gspn2_cupy import _launch, _plan_forward, _plan_slices, _plan_tiles, _steps
 from gspn2_cupy._arrays import data_type
-from gspn2_cupy._plan import ForwardScan
+from gspn2_cupy._plan import ForwardScan, Layout
 from gspn2_cupy._plan_slices import Slices
 from gspn2_cupy._plan_tiles import Tiles
 from gspn2_cupy.reference import ALL_DIRECTIONS
@@ -59,7 +60,7 @@ def layouts_of(name, case):
         strides = [1]
         for size in shape[:0:-1]:
             strides.insert(0, strides[0] * size)
-        return _plan_tiles.Layout(shape, tuple(strides), kind.c_name, kind.itemsize)
+        return Layout(shape, tuple(strides), kind.c_name, kind.itemsize)
 
     x = layout(*shape)
     return x, layout(batch, groups, 3, height, width), x, x

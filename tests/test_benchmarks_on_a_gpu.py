@@ -381,3 +381,23 @@ def test_changed_files_are_no_commit_to_continue(runs, tmp_path, capsys):
         code, _, _ = runs(100, *given)
     assert code == 2
     assert "its commit is not known" in capsys.readouterr().err
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_tries_the_planned_shape_and_those_near_it_or_those_that_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy({"now": 0.0, "launches": 0, "replays": 0}))
+    monkeypatch.delitem(sys.modules, "benchmarks.gpu", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.sweep", raising=False)
+    from benchmarks import sweep
+
+    for shape, kernel in (("vit_14", "line_scan_slices"), ("batch_1k", "line_scan_tiles")):
+        for case, direction in (("float32 PC", "top_to_bottom"), ("bfloat16 SH", "left_to_right")):
+            (first, planned), *others = sweep.candidates(plans.H200, shape, case, direction, 40)
+            assert (first, planned.spec.entry) == ("planned", kernel)
+            assert len(others) >= 4
+    named = sweep.tiles_from("4,2,2,4,32,8,32,2,8,0,1,64")
+    assert dict(vars(named)) == dict(vars(sweep.tiles_of(planned))) | {"fetch": 64}
+    labels = [label for label, _ in sweep.candidates(plans.H200, shape, case, direction, 4, [named])]
+    assert labels == ["planned", "(4, 2, 2, 4, 32, 8, 32, 2, 8, False, 1, 64)"]
