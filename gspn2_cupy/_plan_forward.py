@@ -67,7 +67,8 @@ def _slices(limits: DeviceLimits, scan: ForwardScan, enough: int) -> Iterator[Sl
     if rows > 4:
         return
     for warps in (4, 2, 1) if shared else (1,):
-        for carried in (2, 1) if shared and short else (1,):  # channels of a lane
+        two = shared and short and not (rows == 4 and scan.h.itemsize == 4)  # for which registers are too few
+        for carried in (2, 1) if two else (1,):  # channels of a lane
             slices = Slices(rows, carried, warps, max(1, min(LANES // lanes, family // carried)))
             taken = bytes_of_block(slices, scan) + BESIDE_SHARED
             blocks = scan.slices // family * -(-family // (warps * slices.units))

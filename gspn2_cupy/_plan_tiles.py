@@ -72,7 +72,8 @@ def _registers(tiles: Tiles, scan: ForwardScan, offset: int) -> int:
     group = elements * (3 * weight.itemsize + (1 if scan.lam is None else 2) * x.itemsize) // 4
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
-    return min(max(group * (2 if tiles.ahead else 1), copied) + 48 + 4 * offset, 255)
+    converted = 8 if tiles.ahead and x.c_name == "__half" else 0  # which takes more than bfloat16's shift
+    return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + 48 + 4 * offset, 255)
 
 
 def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
