@@ -1,7 +1,7 @@
 """What the documentation shows runs: every ```python block, every example of a docstring, every link.
 
 A page says what a block needs in a comment right before it: `<!-- requires: torch -->` names modules, `gpu` for a
-CUDA device, and `g++` for the emulator; `<!-- not run: a sketch -->` says why a block is only to be read.
+CUDA device, and `g++` for the emulator.
 """
 
 import doctest
@@ -15,9 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(
-    r"(?:^<!-- (?P<kind>requires|not run): (?P<what>[^\n]+) -->\n+)?^```python\n(?P<code>.*?)^```$", re.M | re.S
-)
+BLOCK = re.compile(r"(?:^<!-- requires: (?P<what>[^\n]+) -->\n+)?^```python\n(?P<code>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 
 
@@ -26,15 +24,12 @@ def blocks():
         text = page.read_text(encoding="utf-8")
         for match in BLOCK.finditer(text):
             line = text.count("\n", 0, match.start("code"))
-            needs_gpu = match["kind"] == "requires" and "gpu" in match["what"]
-            marks = [pytest.mark.gpu] if needs_gpu else []
+            marks = [pytest.mark.gpu] if "gpu" in (match["what"] or "") else []
             yield pytest.param(page, line, match, id=f"{page.name}:{line + 1}", marks=marks)
 
 
 @pytest.mark.parametrize(("page", "line", "match"), list(blocks()))
 def test_block(page, line, match, tmp_path, monkeypatch):
-    if match["kind"] == "not run":
-        pytest.skip(match["what"])
     for requirement in re.split(r",\s*", match["what"] or "numpy"):
         if requirement == "gpu":
             cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
