@@ -21,6 +21,15 @@ CASES = {
     "several slices in a warp": ((1, 3, 32, 40), 3, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), None, False),
     "from unit to unit": ((2, 7, 32, 32), 7, FLOAT32, SAME, (4, 1, 1, 1, 8, 0, 0, 3, 2), None, True),
     "from unit to unit, one at a time": ((2, 3, 64, 64), 1, FLOAT32, SAME, (2, 1, 1, 2, 16, 0, 0, 2, 4), 24, True),
+    "from unit to unit, the last tile half full": (
+        (3, 2, 72, 72),
+        1,
+        FLOAT32,
+        SAME,
+        (2, 1, 2, 2, 16, 8, 0, 2, 2),
+        None,
+        True,
+    ),
     "a tile cut short, restarts inside": ((1, 3, 16, 20), 3, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), 5, True),
     "a tile cut short after a restart": ((1, 2, 20, 20), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), 12, True),
     "a restart on a tile's last line": ((1, 2, 32, 32), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 0, 2, 2), 23, True),
@@ -89,7 +98,7 @@ CASES = {
 ALL_CASES = [(case, ALL_DIRECTIONS[(k + turn) % 4]) for turn in range(4) for k, case in enumerate(CASES)]
 
 # Planned for a device of one multiprocessor, which holds so few blocks at once that each has several units to scan.
-SMALL_DEVICE = ("bands, unit after unit", "from unit to unit", "from unit to unit, one at a time")
+SMALL_DEVICE = ("bands, unit after unit", *(case for case in CASES if case.startswith("from unit to unit")))
 
 
 def arrays_of(shape, groups, kind, weight_kind, direction, chunk, h0):

@@ -111,7 +111,7 @@ class Gpu:
         report.facts.update(device_facts())
         self.multiprocessors = report.facts["multiProcessorCount"]
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.stream.use()
+        self.stream.__enter__()  # for good; after use() the end of any `with` would bring back the default stream
         self.size = arena_bytes
         if arena_bytes:
             self.arena = cupy.empty(arena_bytes // 4, dtype=numpy.float32)

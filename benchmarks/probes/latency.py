@@ -111,9 +111,11 @@ def steps(report: Report) -> None:
             cells = []
             for grid, loaded in ((1, False), (everywhere, False), (everywhere, True)):
                 for warps in (1, 4, 8, 16):
-                    if (grid == 1 and warps > 4) or (loaded and warps == 16 and rl == 4):  # registers
-                        continue
                     name = f"step_latency<{rl}, {variant}>"
+                    too_many = 32 * warps > gpu.kernels[name].max_threads_per_block  # for its registers
+                    beside = loaded and warps == 16 and rl == 4  # and those of the traffic
+                    if (grid == 1 and warps > 4) or too_many or beside:
+                        continue
                     value, state = gpu.steps(name, grid, 32 * warps, count, loaded, (numpy.int32(count),))
                     values = {"rows_per_lane": rl, "variant": variants[variant], "grid": grid, "warps": warps}
                     report.figure("warp", **values, clocks=value, **state)

@@ -275,6 +275,7 @@ FAST += mutants(
     ("keep rows of another warp", "scanner.keeps = owned && scanner.mine;", "scanner.keeps = owned;"),
     ("the first channel for all", "rows.channel(row0) + set,", "rows.channel(row0),"),
     ("h0 shifted by a row", "row + r)] : State(0);", "row)] : State(0);"),
+    ("keep lines read past a unit's end", "      scanner.primed = false;", ""),
     ("use the first line's weights without h0", "restart = h0 ? scan.chunk : 0;", "restart = scan.chunk;"),
     ("ignore the first line's weights", "restart = h0 ? scan.chunk : 0;", "restart = 0;"),
     ("h shifted by a line per part", "to += SUB * geometry.h.line", "to += (SUB - 1) * geometry.h.line"),
