@@ -64,9 +64,16 @@ struct Bands {
   long long count, rows, units;
 };
 
+// How line_scan_slices.cu copies runs of images and of weights: by 2, 4, 8 or 16 bytes at a time; and 2^32 over the vectors after
+// which it lays them out in another way, rounded up.
+struct Runs {
+  long long images, taps, turn;
+};
+
 struct Geometry {
   Scan scan;
   Bands bands;
+  Runs runs;
   Image x, lam, h, dh, g, dx, dlam;
   Taps weight, dweight;
   Line first, last;  // the state before the first line and after the last, or their gradients

@@ -11,10 +11,10 @@
 //
 // GROUP = 1: lanes read their rows line by line, at any size and alignment; across contiguous rows (vertical scans) all ROWS at
 // once. GROUP > 1: lanes read that many lines of a row at once (horizontal scans of rows of whole vectors of 16 bytes). Vectors
-// then change places, every SWIZZLE vectors in another way, so that eight lanes, of eight rows, touch all banks.
+// then change places, in another way from period to period, so that eight lanes, of eight rows, touch all banks.
 // Bytes moved: x, λ, h once, three weights once per pixel and channel (SHARED: per block).
 // Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE, ALONG, REVERSED, HAS_LAM, ROWS, RAGGED (the last lane has fewer),
-// CHANNELS, WARPS, SHARED, GROUP, SWIZZLE (0: none); COPY, COPY_TAPS (bytes by which images and weights are copied).
+// CHANNELS, WARPS, SHARED, GROUP. What follows from sizes and addresses alone comes with the launch: geometry.runs.
 #include "geometry.cuh"
 #include "primitives.cuh"
 #include "scan_lane.cuh"
@@ -33,9 +33,10 @@ static_assert(GROUP == 1 || ACROSS == 1, "what is read at once is contiguous");
 template <typename T>
 struct Run {
   char* bytes;
+  unsigned turn;  // 2^32 over the vectors of a period, rounded up: a run is far too short for that to matter
 
-  __device__ __forceinline__ static int place(int offset) {
-    return SWIZZLE ? offset ^ offset / (SWIZZLE ? 16 * SWIZZLE : 1) % 8 * 16 : offset;
+  __device__ __forceinline__ int place(int offset) const {
+    return GROUP > 1 ? offset ^ __umulhi(offset / 16, turn) % 8 * 16 : offset;
   }
   template <typename Piece>
   __device__ __forceinline__ Piece& at(int element) const {
@@ -62,25 +63,50 @@ struct Run {
     }
   }
 
-  // Start to bring `count` elements, Size bytes at a time; threads share the work.
-  template <int Size>
-  __device__ __forceinline__ void bring(const T* from, int count, int thread, int threads) const {
-    constexpr int STEP = Size / sizeof(T);
-    int k = thread * STEP;
-    if constexpr (Size >= 4) {
-      for (; k + STEP <= count; k += threads * STEP) copy_async<Size>(&at<T>(k), from + k);
-      k = count / STEP * STEP + thread;  // what is left is less than a piece
-    }
-    for (; k < count; k += threads) at<T>(k) = from[k];
+  // Start to bring `count` elements, `bytes` at a time as far as they go; threads share the work. Only the usual way is unrolled:
+  // a block lives for microseconds, of which it spends some on fetching its instructions.
+  __device__ __forceinline__ void bring(const T* from, int count, int bytes, int thread, int threads) const {
+    for_size(bytes, [&](auto size) {
+      constexpr int STEP = size.value / sizeof(T);
+      if constexpr (size.value >= 4) {
+#pragma unroll(size.value == 16 ? 4 : 1)
+        for (int k = thread * STEP; k + STEP <= count; k += threads * STEP) copy_async<size.value>(&at<T>(k), from + k);
+      }
+#pragma unroll 1
+      for (int k = (size.value >= 4 ? count / STEP * STEP : 0) + thread; k < count; k += threads) at<T>(k) = from[k];
+    });
   }
-  template <int Size>
-  __device__ __forceinline__ void take_out(T* to, int count, int thread, int threads) const {
-    constexpr int STEP = Size / sizeof(T) ? Size / sizeof(T) : 1;
-    using Piece = Pack<T, STEP>;
-    for (int k = thread * STEP; k + STEP <= count; k += threads * STEP) {
-      *reinterpret_cast<Piece*>(to + k) = at<Piece>(k);
+  __device__ __forceinline__ void take_out(T* to, int count, int bytes, int thread, int threads) const {
+    for_size(bytes, [&](auto size) {
+      constexpr int STEP = size.value / sizeof(T);
+      using Piece = Pack<T, STEP>;
+#pragma unroll(size.value == 16 ? 4 : 1)
+      for (int k = thread * STEP; k + STEP <= count; k += threads * STEP) {
+        *reinterpret_cast<Piece*>(to + k) = at<Piece>(k);
+      }
+#pragma unroll 1
+      for (int k = count / STEP * STEP + thread; k < count; k += threads) to[k] = at<T>(k);
+    });
+  }
+
+ private:
+  template <int Bytes>
+  struct Size {
+    static constexpr int value = Bytes;
+  };
+  // Do it by 16, 8 or 4 bytes at a time, or by elements.
+  template <typename Work>
+  static __device__ __forceinline__ void for_size(int bytes, Work work) {
+    constexpr int ELEMENT = sizeof(T);
+    if (bytes == 16) {
+      work(Size<16>());
+    } else if (ELEMENT < 8 && bytes == 8) {
+      work(Size < ELEMENT<8 ? 8 : ELEMENT>());
+    } else if (ELEMENT < 4 && bytes == 4) {
+      work(Size < ELEMENT<4 ? 4 : ELEMENT>());
+    } else {
+      work(Size<ELEMENT>());
     }
-    for (int k = count / STEP * STEP + thread; k < count; k += threads) to[k] = at<T>(k);
   }
 };
 
@@ -90,8 +116,8 @@ __device__ __forceinline__ int region_bytes(int elements) {
   return (elements * static_cast<int>(sizeof(T)) + 127) / 128 * 128;
 }
 template <typename T>
-__device__ __forceinline__ Run<T> region(char*& shared, int elements) {
-  const Run<T> run{shared};
+__device__ __forceinline__ Run<T> region(char*& shared, int elements, unsigned turn) {
+  const Run<T> run{shared, turn};
   shared += region_bytes<T>(elements);
   return run;
 }
@@ -185,26 +211,28 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
   const int per_warp = (SHARED ? 0 : region_bytes<WEIGHT>(3 * units * area)) +
                        (HAS_LAM ? 2 : 1) * region_bytes<SCALAR>(units * area) +
                        (IN_PLACE ? 0 : region_bytes<RESULT>(units * area));
+  const unsigned turn = static_cast<unsigned>(geometry.runs.turn);
   Lane lane;
-  if (SHARED) lane.taps = region<WEIGHT>(shared, 3 * area);
+  if (SHARED) lane.taps = region<WEIGHT>(shared, 3 * area, turn);
   shared += warp * per_warp;
-  if (!SHARED) lane.taps = region<WEIGHT>(shared, 3 * units * area);
-  lane.x = region<SCALAR>(shared, units * area);
-  lane.lam = HAS_LAM ? region<SCALAR>(shared, units * area) : lane.x;
-  const Run<RESULT> out = IN_PLACE ? Run<RESULT>{lane.x.bytes} : region<RESULT>(shared, units * area);
+  if (!SHARED) lane.taps = region<WEIGHT>(shared, 3 * units * area, turn);
+  lane.x = region<SCALAR>(shared, units * area, turn);
+  lane.lam = HAS_LAM ? region<SCALAR>(shared, units * area, turn) : lane.x;
+  const Run<RESULT> out = IN_PLACE ? Run<RESULT>{lane.x.bytes, turn} : region<RESULT>(shared, units * area, turn);
 
   // --- bring --------------------------------------------------------------------------------------------------------
+  const int by = static_cast<int>(geometry.runs.images), taps_by = static_cast<int>(geometry.runs.taps);
   if (SHARED) {
     const WEIGHT* from = weight + lowest(geometry.weight, geometry.weight.slice(b, family % families), scan);
-    lane.taps.bring<COPY_TAPS>(from, 3 * area, threadIdx.x, 32 * WARPS);
+    lane.taps.bring(from, 3 * area, taps_by, threadIdx.x, 32 * WARPS);
   } else if (slices > 0) {
     const WEIGHT* from = weight + lowest(geometry.weight, geometry.weight.slice(b, c0), scan);
-    lane.taps.bring<COPY_TAPS>(from, 3 * slices * area, thread, 32);
+    lane.taps.bring(from, 3 * slices * area, taps_by, thread, 32);
   }
   if (slices > 0) {
-    lane.x.bring<COPY>(x + lowest(geometry.x, geometry.x.slice(b, c0), scan), slices * area, thread, 32);
+    lane.x.bring(x + lowest(geometry.x, geometry.x.slice(b, c0), scan), slices * area, by, thread, 32);
     if (HAS_LAM) {
-      lane.lam.bring<COPY>(lam + lowest(geometry.lam, geometry.lam.slice(b, c0), scan), slices * area, thread, 32);
+      lane.lam.bring(lam + lowest(geometry.lam, geometry.lam.slice(b, c0), scan), slices * area, by, thread, 32);
     }
   }
   copy_async_commit();
@@ -290,5 +318,5 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
 
   // --- take out -----------------------------------------------------------------------------------------------------
   __syncwarp();
-  out.take_out<COPY>(h + lowest(geometry.h, geometry.h.slice(b, c0), scan), slices * area, thread, 32);
+  out.take_out(h + lowest(geometry.h, geometry.h.slice(b, c0), scan), slices * area, by, thread, 32);
 }

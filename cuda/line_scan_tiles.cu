@@ -169,7 +169,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
         state[r] = h0 && scanner.exists ? h0[geometry.first.at(b, c, row + r)] : State(0);
       }
       long long restart = h0 ? scan.chunk : 0;  // the next line without a previous one
-      scanner.primed = false;  // whatever it read past the last unit's end
+      scanner.primed = false;                   // whatever it read past the last unit's end
 
       for (int tile = 0; tile < tiles; ++tile, ++count) {
 #pragma unroll 1

@@ -9,11 +9,12 @@ constexpr int ACROSS = ALONG ? 1 : ROWS;  // rows that a lane reads at once
 constexpr int PACK = ALONG ? GROUP : ROWS;
 constexpr int PACKS = ALONG ? ROWS : GROUP;  // in a group
 
-// A tile is scanned in parts of SUB lines, between which halos may be refreshed.
+// A tile is scanned in parts of SUB lines, between which halos may be refreshed. A part that the image does not fill, and the
+// first one of an image, are left to slower code; so without halos, and where nothing is read ahead, parts are short.
 __device__ constexpr int gcd(int a, int b) {
   return b == 0 ? a : gcd(b, a % b);
 }
-constexpr int SUB = gcd(LINES, gcd(INNER, OUTER));
+constexpr int SUB = gcd(ALONG && !AHEAD && INNER + OUTER == 0 ? GROUP : LINES, gcd(INNER, OUTER));
 
 static_assert(INNER % ROWS == 0 && OUTER % ROWS == 0 && SUB % GROUP == 0, "whole lanes, groups");
 static_assert(WARPS == 1 ? INNER == 0 : INNER > 0 && OUTER % INNER == 0, "halos");

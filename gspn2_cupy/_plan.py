@@ -119,8 +119,9 @@ TAPS = np.dtype(_struct("origin", "batch", "group", "tap", "line", "cross"))
 LINE = np.dtype(_struct("batch", "channel", "cross"))
 SCAN = np.dtype(_struct("batch", "channels", "channels_per_group", "lines", "width", "chunk", "along"))
 BANDS = np.dtype(_struct("count", "rows", "units"))
+RUNS = np.dtype(_struct("images", "taps", "turn"))
 GEOMETRY = np.dtype(
-    [("scan", SCAN), ("bands", BANDS)]
+    [("scan", SCAN), ("bands", BANDS), ("runs", RUNS)]
     + [(name, IMAGE) for name in ("x", "lam", "h", "dh", "g", "dx", "dlam")]
     + [(name, TAPS) for name in ("weight", "dweight")]
     + [(name, LINE) for name in ("first", "last")]

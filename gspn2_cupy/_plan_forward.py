@@ -6,6 +6,7 @@ through a ring of tiles (``_plan_tiles``); the plain kernel takes everything els
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +19,7 @@ from gspn2_cupy._plan_tiles import Tiles, tiles_plan
 ASYNCHRONOUS_COPIES = (8, 0)  # compute capability
 CLUSTERS = ((9, 0), (12, 0))  # from … to below
 LANES = 32
+WARPS = (4, 2, 1)  # that may share weights in a block of the kernel for small slices
 
 
 @lru_cache(maxsize=1024)
@@ -66,15 +68,20 @@ def _slices(limits: DeviceLimits, scan: ForwardScan, enough: int) -> Iterator[Sl
     lanes = -(-across // rows)
     if rows > 4:
         return
-    for warps in (4, 2, 1) if shared else (1,):
-        two = shared and short and not (rows == 4 and scan.h.itemsize == 4)  # for which registers are too few
-        for carried in (2, 1) if two else (1,):  # channels of a lane
+    for warps in WARPS if shared else (1,):
+        for carried in carried_channels(scan, rows):
             slices = Slices(rows, carried, warps, max(1, min(LANES // lanes, family // carried)))
             taken = bytes_of_block(slices, scan) + BESIDE_SHARED
             blocks = scan.slices // family * -(-family // (warps * slices.units))
             busy = blocks >= limits.multiprocessors or warps * carried == 1
             if busy and limits.shared_bytes_per_multiprocessor // taken * warps >= enough:
                 yield slices
+
+
+def carried_channels(scan: ForwardScan, rows: int) -> tuple[int, ...]:
+    """Return how many channels a lane may carry, best first, for whose weights it then reads once."""
+    enough_registers = not (rows == 4 and scan.h.itemsize == 4)
+    return (2, 1) if scan.groups < scan.x.shape[1] and scan.x.itemsize == 2 and enough_registers else (1,)
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
@@ -121,17 +128,49 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
     if two == 2 and _has_clusters(limits) and 128 < across <= 1024 and (not short or slices * 8 < _busy(limits)):
         fetch = 256 if slices * 8 >= _busy(limits) else 64 if short else 128
         yield _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, 4, 16, 16, 16, 4, vector, True, cluster, fetch))
-    if short and across % 4 == 0 and across <= 1024 and slices // pair * -(-across // 176) >= _busy(limits):
-        yield Tiles(4, pair, 2, 4, 32, 8, 32, 2, vector, False, 1, 128)
+    if short and across > 128:
+        yield from _cheapest_along(limits, scan, pair)
     depth = 16 if two == 2 else 8
-    if (
-        pair == two == 2 and scan.h.itemsize == 2 and limits.compute_capability >= (9, 0)
-    ):  # elsewhere registers are too few
-        yield Tiles(2, pair, 4, 4, 32, 16, 16, 2, vector, True, 1, 128)
     for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
         count = warps * 2 // two
         inner = depth if count > 1 else 0
         yield Tiles(two, pair, count, 4, lines, inner, depth, 4, vector, fetch=128 if short else 256)
+
+
+def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Iterator[Tiles]:
+    """Shapes for horizontal scans of wide slices in the 16-bit types, cheapest first.
+
+    A block takes about as long as it holds rows, times what a row of its shape was measured to cost; blocks that do not
+    run at once come in rounds. Four rows of a lane are cheaper than two. Halos of 16 rows are refreshed twice as often
+    as halos of 32, which is cheaper in a cluster than through global memory.
+    """
+    across, units, clusters = scan.width, scan.slices // pair, range(2, 9) if _has_clusters(limits) else ()
+    shapes = []
+    if across % 4 == 0:
+        four = Tiles(4, pair, 2, 4, 32, 8, 0, 2, 8, False, 1, 128)
+        shapes += [(four, 0.55), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]
+        shapes += [(replace(four, outer=16, cluster=size), 0.6) for size in clusters]
+        if clusters:
+            shapes += [(replace(four, outer=16), 0.85 if pair == 2 else 0.71)]
+    if across % 2 == 0 and pair == 1:
+        shapes += [(Tiles(2, 1, 4, 4, 16, 16, 16, 4, 8, True, 1, 128), 0.58)]
+    elif across % 2 == 0 and scan.h.itemsize == 2 and limits.compute_capability >= (9, 0):  # or registers are too few
+        two = Tiles(2, 2, 4, 4, 32, 16, 0, 2, 8, True, 1, 128)
+        shapes += [(two, 0.7), (replace(two, outer=16), 0.79)]
+        shapes += [(replace(two, outer=16, cluster=size), 0.76) for size in clusters]
+
+    def cost(tiles: Tiles, of_row: float) -> float:
+        blocks = -(-across // (tiles.block_rows - 2 * tiles.outer))
+        if (tiles.outer == 0 and blocks > 1) or tiles.cluster not in (1, blocks):
+            return math.inf
+        # of larger clusters' blocks fewer find room at once
+        at_once = int(limits.multiprocessors * (0.9 if tiles.cluster > 2 else 1)) // blocks
+        return -(-units // at_once) * tiles.block_rows * of_row if at_once else math.inf
+
+    costs = [(cost(tiles, of_row), tiles) for tiles, of_row in shapes]
+    for found, tiles in sorted(costs, key=lambda found: found[0]):
+        if found < math.inf:
+            yield tiles
 
 
 def _down(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]:
@@ -145,14 +184,20 @@ def _down(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]
     elif across <= 128:
         yield Tiles(4, 1, 1, 2, 4, 0, 0, 4, 4, False)
     if _has_clusters(limits) and across <= 1024:
-        if short and slices // pair * 2 >= _busy(limits):
+        if short and across <= 512 and slices // pair * 2 >= _busy(limits):
+            yield _cut(-(-across // 2) + 64, Tiles(4, pair, 1, 4, 8, 16, 32, 3, 2, False, 2))
+        elif short and slices // pair * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 128, Tiles(8, pair, 1, 4, 4, 32, 64, 4, 4, False, 2))
         elif not short and slices * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, 1, 1, 4, 4, 32, 32, 4, 2, True, 2))
         elif not short:
             yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, 4, 16, 32, 32, 3, 4, True, 8))
     wide = (
-        [Tiles(4, pair, 4, 4, 8, 16, 64, 3, 2, False), Tiles(2, pair, 4, 4, 8, 8, 32, 3, 4, False)]
+        [
+            Tiles(4, pair, 4, 4, 8, 16, 64, 3, 2, False),
+            Tiles(2, pair, 5, 4, 8, 8, 32, 3, 4, False),
+            Tiles(2, pair, 4, 4, 8, 8, 32, 3, 4, False),
+        ]
         if short
         else [
             Tiles(2, 1, 9, 2 if limits.compute_capability >= (9, 0) else 4, 8, 16, 32, 3, 2, False)

@@ -48,7 +48,7 @@ def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason:
     geometry["bands"] = (blocks, width, slices.units)
     row_vectors, rest = divmod(image_width * x.itemsize, 16)
     group = 16 // x.itemsize if along and rest == 0 else 1
-    step = row_vectors * rows  # vectors between the rows of neighbouring lanes
+    turn = turn_of(row_vectors * rows) if group > 1 else 0
     first_family = family * area if shared and groups > 1 else 0
 
     def copied_by(layouts: Sequence[Layout], run: int) -> int:
@@ -70,10 +70,8 @@ def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason:
         "WARPS": slices.warps,
         "SHARED": int(shared),
         "GROUP": group,
-        "SWIZZLE": step * 8 // math.gcd(step, 8) if group > 1 else 0,
-        "COPY": copied_by(scan.images, image_run),
-        "COPY_TAPS": copied_by([weight], taps_run),
     }
+    geometry["runs"] = (copied_by(scan.images, image_run), copied_by([weight], taps_run), turn)
     return LaunchPlan(
         spec=KernelSpec("line_scan_slices.cu", "line_scan_slices", scan.types + definitions(defines)),
         grid=(batch * (groups if shared else 1) * blocks, 1, 1),
@@ -84,6 +82,14 @@ def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason:
         bytes_moved=scan.bytes,
         reason=reason,
     )
+
+
+def turn_of(step: int) -> int:
+    """Return 2³² over the vectors between one layout and the next, rounded up, where lanes are ``step`` apart.
+
+    Eight lanes come to the banks of eight neighbouring vectors once in ``lcm(step, 8)`` vectors, and again after them.
+    """
+    return -(-(1 << 32) // math.lcm(step, 8))
 
 
 def bytes_of_block(slices: Slices, scan: ForwardScan) -> int:

@@ -119,6 +119,7 @@ def fields(dtype, names):
 def test_structs_agree_with_the_header():
     structs = structs_of_the_header()
     names = {_plan.IMAGE: "Image", _plan.TAPS: "Taps", _plan.LINE: "Line", _plan.SCAN: "Scan", _plan.BANDS: "Bands"}
+    names[_plan.RUNS] = "Runs"
     names[_plan_projection.MATRIX] = "Matrix"
     geometries = {
         _plan.GEOMETRY: "Geometry",

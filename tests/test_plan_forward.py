@@ -1,13 +1,15 @@
 """Which kernel runs a forward scan, and what its plan promises of memory, residency and rows, for several devices."""
 
+import itertools
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from gspn2_cupy import ALL_DIRECTIONS, _plan_forward
+from gspn2_cupy import ALL_DIRECTIONS, _plan_forward, _plan_slices
 from gspn2_cupy._plan import DeviceLimits, ForwardScan, Layout
 from gspn2_cupy.reference import HORIZONTAL
 
@@ -133,8 +135,9 @@ def slices_keep_their_promises(plan, shape, across):
     assert plan.block[0] == 32 * sizes["WARPS"]
     assert sizes["RAGGED"] == (across % sizes["ROWS"] != 0)
     assert plan.workspace == 0 and not plan.cooperative
-    for copied in ("COPY", "COPY_TAPS"):
-        assert sizes[copied] in (2, 4, 8, 16)
+    runs = plan.geometry["runs"]
+    assert runs["images"] in (2, 4, 8, 16) and runs["taps"] in (2, 4, 8, 16)
+    assert (runs["turn"] > 0) == (sizes["GROUP"] > 1)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +154,47 @@ def slices_keep_their_promises(plan, shape, across):
 )
 def test_runs_are_copied_by_as_many_bytes_as_their_starts_allow(shape, kind, groups, copied):
     plan = plan_of(DEVICES["H200"], "left_to_right", shape, kind, groups)
-    sizes = sizes_of(plan)
     assert kernel_of(plan) == "slices"
-    assert (sizes["COPY"], sizes["COPY_TAPS"]) == copied
+    assert plan.geometry["runs"].item()[:2] == copied
     x = layout(shape, kind)
     moved = plan_of(DEVICES["H200"], "left_to_right", shape, kind, groups, lam=replace(x, alignment=x.itemsize))
-    assert sizes_of(moved)["COPY"] == x.itemsize
-    assert sizes_of(moved)["COPY_TAPS"] == copied[1]
+    assert moved.geometry["runs"].item()[:2] == (x.itemsize, copied[1])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("row_vectors", [*range(1, 33), 63, 64, 100])
+def test_lanes_that_read_together_touch_all_banks(row_vectors, rows):
+    step = row_vectors * rows
+    turn, period = _plan_slices.turn_of(step), math.lcm(step, 8)
+    vectors = np.arange(232448 // 16, dtype=np.uint64)  # as many as shared memory holds
+    turns = vectors * np.uint64(turn) >> np.uint64(32)  # __umulhi
+    assert (turns == vectors // np.uint64(period)).all()
+    places = vectors ^ turns % 8
+    assert (np.sort(places) == vectors).all()
+    for first_lane, row, n in itertools.product((0, 8, 24), range(rows), range(row_vectors)):
+        read = [(first_lane + lane) * step + row * row_vectors + n for lane in range(8)]
+        assert len({int(places[vector]) % 8 for vector in read}) == 8
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups", "rows", "outer", "cluster"),
+    [
+        ((8, 64, 160, 160), 1, 2, 0, 1),  # a block holds them
+        ((8, 64, 192, 192), 1, 4, 0, 1),
+        ((8, 64, 192, 192), 64, 4, 0, 1),
+        ((8, 32, 256, 256), 1, 2, 16, 2),
+        ((8, 16, 384, 384), 1, 4, 16, 2),
+        ((16, 8, 1024, 1024), 1, 4, 16, 5),  # three rounds
+        ((8, 8, 768, 768), 1, 4, 16, 1),  # four bands of each run at once; clusters of four would not
+        ((2, 16, 2048, 2048), 1, 2, 16, 1),  # twice 128 blocks of few rows
+        ((1, 8, 4096, 4096), 8, 2, 16, 1),
+    ],
+    ids=str,
+)
+def test_wide_slices_in_16_bits_go_the_cheapest_way(shape, groups, rows, outer, cluster):
+    """As measured on an H100: docs/optimization_log.md."""
+    sizes = sizes_of(plan_of(DEVICES["H200"], "left_to_right", shape, "__nv_bfloat16", groups))
+    assert (sizes["ROWS"], sizes["OUTER"], sizes["CLUSTER"]) == (rows, outer, cluster)
 
 
 @every_direction

@@ -63,6 +63,15 @@ CASES = {
         90,
         True,
     ),
+    "a cluster of 3, refreshed within a tile": (
+        (1, 2, 240, 240),
+        1,
+        BFLOAT16,
+        SAME,
+        (4, 2, 2, 1, 32, 8, 16, 2, 8, False, 3),
+        None,
+        True,
+    ),
     "a warp without rows of its own": ((1, 2, 64, 64), 1, FLOAT32, SAME, (1, 1, 3, 2, 8, 8, 8, 2, 4), None, False),
     "a cluster of 4, deep rings": (
         (1, 2, 136, 136),

@@ -4,17 +4,19 @@
 
 The specialisations are not listed anywhere. They are collected by making the calls themselves, on arrays without
 memory, for many shapes and all options, on each GPU of GPUS, through a launcher that only writes down what it is asked
-to launch. Each is compiled by NVRTC with the options that CuPy would pass. The command fails if a kernel breaks a rule
-of `failures`. tests/test_compile.py holds a sample to the same rules in every test run.
+to launch. To them come all that the planner of forward scans can choose: those of the kernel for small slices in every
+way it can deal slices out, and those of the tile kernel for every width, number of slices and sharing of weights at
+which it might choose another. Each is compiled by NVRTC with the options that CuPy would pass. The command fails if a
+kernel breaks a rule of `failures`. tests/test_compile.py holds a sample to the same rules in every test run.
 
-No list of shapes is complete: the kernel for small slices alone is specialised by by how many bytes it copies, how its
-rows are swizzled, and more. So `--random` makes that many random calls besides.
+`--random` makes that many random calls besides, and says how many of their kernels were not in the list.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +28,9 @@ from typing import Any
 import numpy as np
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _warmup
-from gspn2_cupy._plan import DeviceLimits, KernelSpec
+from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan_forward, _plan_slices, _warmup
+from gspn2_cupy._plan import DeviceLimits, ForwardScan, KernelSpec, LaunchPlan, Layout
+from gspn2_cupy.reference import HORIZONTAL
 from tools import nvrtc
 
 KIB = 1024
@@ -61,9 +64,12 @@ SHARINGS = (
     (4, 64, 16),
     (32, 1152, 1),
 )
+# Widths of a line and numbers of slices (times 1, 2 and 4 channels of a group) between which no plan changes.
+ACROSS = (*range(1, 34), *range(34, 130, 2), 65, 127, 129, *range(132, 260, 4), 131, 134, 255, 257)
+ACROSS += (*range(264, 1100, 8), *range(261, 1100, 32), *range(262, 1100, 32), *range(268, 1100, 32))
+ACROSS += (*range(1100, 2300, 24), 1537, 2047, 2050, 4096, 8192, 16384, 32768)
+SLICES = (*range(1, 17), *(int(1.19**n) for n in range(17, 52)))
 SIDES = (1, 7, 14, 16, 28, 32, 56, 64, 96, 127, 128, 256, 512, 1024, 2048, 4096, 16384)
-# Every side up to a warp's 32 lanes; above them, the steps at which a warp more is taken.
-ALL_SIDES = (*range(1, 34), *range(36, 128, 4), *range(127, 129), *range(160, 1057, 32), 2048, 4096, 16384)
 OBLONG = ((64, 512), (512, 64), (16, 4096), (4096, 16), (33, 140), (14400, 14400), (7200, 7200))
 OBLONG += ((65, 136), (129, 136), (333, 336), (1001, 1008), (2047, 2048))  # an odd number of rows
 # (B, C, H, W) and G on which all functions are called, with all options.
@@ -138,6 +144,83 @@ def specialisations(architecture: int, sides: tuple[int, ...] = SIDES) -> tuple[
                         _scan(*call)
         seen = recorder.seen | seen  # of the larger GPU where both have it
     return _in_order(seen)
+
+
+def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
+    """Return what calls launch on the GPU of an architecture, and all that its forward scans can."""
+    seen = {made.spec: made for made in specialisations(architecture)}
+    limits, _ = GPUS[architecture]
+    sizes = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
+    names = {
+        tuple(dict(spec.defines)[name] for name in ("SCALAR", "WEIGHT", "RESULT"))
+        for spec in seen
+        if spec.entry == "line_scan_forward"
+    }
+    for types in sorted(names):
+        x, weight, h = ((name, sizes[name]) for name in types)
+        plans = itertools.chain(_all_of_slices(limits, x, weight, h), _all_of_tiles(limits, x, weight, h))
+        for plan in plans:
+            made = seen.setdefault(plan.spec, Specialisation(plan.spec))
+            made.threads.add(plan.block[0])
+            made.shared_bytes = max(made.shared_bytes, plan.shared_bytes)
+            if plan.cooperative:
+                made.cooperative_blocks = max(made.cooperative_blocks, plan.grid[0])
+    return _in_order(seen)
+
+
+Type = tuple[str, int]  # its name in C, and its size
+
+
+def _forward_scan(
+    shape: tuple[int, ...], groups: int, has_lam: bool, direction: str, x: Type, weight: Type, h: Type
+) -> ForwardScan:
+    """Describe a forward scan of arrays without gaps."""
+
+    def layout(shape: tuple[int, ...], kind: Type) -> Layout:
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        return Layout(shape, strides, *kind)
+
+    image = layout(shape, x)
+    taps = layout((shape[0], groups, 3, *shape[2:]), weight)
+    return ForwardScan(direction, None, image, taps, image if has_lam else None, None, layout(shape, h), None)
+
+
+def _all_of_slices(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iterator[LaunchPlan]:
+    """Plan the kernel for small slices in every way: lines in vectors and not, the last lane full and not."""
+    for rows, missing, lines, groups in itertools.product((1, 2, 4), (0, 1), (16, 7), (1, 4)):
+        across = 4 * rows - missing
+        for has_lam, direction in itertools.product((True, False), ALL_DIRECTIONS):
+            size = (across, lines) if direction in HORIZONTAL else (lines, across)
+            scan = _forward_scan((1, 4, *size), groups, has_lam, direction, x, weight, h)
+            for warps in _plan_forward.WARPS if groups == 1 else (1,):
+                for carried in _plan_forward.carried_channels(scan, rows):
+                    plan = _plan_slices.slices_plan(limits, _plan_slices.Slices(rows, carried, warps, 1), scan)
+                    if plan is not None:
+                        yield plan
+
+
+def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iterator[LaunchPlan]:
+    """Plan the tile kernel over its range: a plan depends on width, number of slices, sharing, λ and offsets."""
+    if x[1] == 8:
+        return
+    for direction in ALL_DIRECTIONS:
+        if direction == "bottom_to_top":  # the kernel of top_to_bottom
+            continue
+        along, vector = direction in HORIZONTAL, 16 // x[1]
+        for across in ACROSS:
+            if not along and across % vector:
+                continue
+            lengths = (
+                (64, 1024, None) if across <= _plan_forward.LANES else (64, None)
+            )  # None: more elements than an int counts
+            for slices, per_group, has_lam, length in itertools.product(SLICES, (1, 2, 4), (True, False), lengths):
+                lines = length or 2**31 // (slices * per_group * across) // 8 * 8 + 16
+                size = (across, lines) if along else (lines, across)
+                shape = (slices, per_group, *size)
+                scan = _forward_scan(shape, 1, has_lam, direction, x, weight, h)
+                plan = _plan_forward.line_scan_forward.__wrapped__(limits, scan)
+                if plan.spec.entry == "line_scan_tiles":
+                    yield plan
 
 
 def random_specialisations(architecture: int, count: int) -> tuple[Specialisation, ...]:
@@ -367,10 +450,12 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     jobs = []
-    for architecture in options.architectures:
-        listed = specialisations(architecture, ALL_SIDES)
+    with ProcessPoolExecutor(options.processes) as pool:
+        every = list(pool.map(all_specialisations, options.architectures))
+    for architecture, listed in zip(options.architectures, every, strict=True):
         specs = {made.spec for made in listed}
         others = [made for made in random_specialisations(architecture, options.random) if made.spec not in specs]
+        print(f"sm_{architecture}: {len(listed)} listed, {len(others)} more from random calls", file=sys.stderr)
         found = [*listed, *others]
         jobs += [(architecture, m) for m in found if not options.kernels or m.spec.entry in options.kernels]
     if not jobs:

@@ -101,6 +101,9 @@ inline unsigned __float_as_uint(float a) {
 inline float __int_as_float(int a) {
   return emulator::bits_as<float>(a);
 }
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(static_cast<unsigned long long>(a) * b >> 32);
+}
 inline float __uint_as_float(unsigned a) {
   return emulator::bits_as<float>(a);
 }
