@@ -68,7 +68,7 @@ SHARINGS = (
 ACROSS = (*range(1, 34), *range(34, 130, 2), 65, 127, 129, *range(132, 260, 4), 131, 134, 255, 257)
 ACROSS += (*range(264, 1100, 8), *range(261, 1100, 32), *range(262, 1100, 32), *range(268, 1100, 32))
 ACROSS += (*range(1100, 2300, 24), 1537, 2047, 2050, 4096, 8192, 16384, 32768)
-SLICES = (*range(1, 17), *(int(1.19**n) for n in range(17, 52)))
+SLICES = (*range(1, 9), *(int(1.3**n) for n in range(8, 33)))
 SIDES = (1, 7, 14, 16, 28, 32, 56, 64, 96, 127, 128, 256, 512, 1024, 2048, 4096, 16384)
 OBLONG = ((64, 512), (512, 64), (16, 4096), (4096, 16), (33, 140), (14400, 14400), (7200, 7200))
 OBLONG += ((65, 136), (129, 136), (333, 336), (1001, 1008), (2047, 2048))  # an odd number of rows
@@ -203,9 +203,7 @@ def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Itera
     """Plan the tile kernel over its range: a plan depends on width, number of slices, sharing, λ and offsets."""
     if x[1] == 8:
         return
-    for direction in ALL_DIRECTIONS:
-        if direction == "bottom_to_top":  # the kernel of top_to_bottom
-            continue
+    for direction in ("left_to_right", "top_to_bottom"):
         along, vector = direction in HORIZONTAL, 16 // x[1]
         for across in ACROSS:
             if not along and across % vector:
@@ -221,6 +219,9 @@ def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Itera
                 plan = _plan_forward.line_scan_forward.__wrapped__(limits, scan)
                 if plan.spec.entry == "line_scan_tiles":
                     yield plan
+                    if along:  # backwards everything else is the same; upwards the kernel too
+                        defines = tuple((n, "1" if n == "REVERSED" else value) for n, value in plan.spec.defines)
+                        yield replace(plan, spec=replace(plan.spec, defines=defines))
 
 
 def random_specialisations(architecture: int, count: int) -> tuple[Specialisation, ...]:
