@@ -188,6 +188,30 @@ def test_emulated(case, direction, schedule):
     assert h_last.tobytes() == plain_last.tobytes()
 
 
+@pytest.mark.parametrize("direction", ["right_to_left", "top_to_bottom"])
+@pytest.mark.parametrize("length", range(8, 73, 8))
+@pytest.mark.parametrize(
+    ("sizes", "kind"),
+    [
+        ((2, 1, 2, 2, 16, 8, 0, 2, 4), FLOAT32),
+        ((2, 1, 2, 2, 32, 8, 0, 2, 8, False), BFLOAT16),
+        ((4, 2, 1, 1, 32, 0, 0, 2, 8, False), BFLOAT16),
+        ((2, 1, 1, 1, 32, 0, 8, 2, 8), BFLOAT16),
+    ],
+    ids=str,
+)
+def test_emulated_from_unit_to_unit_at_any_length(sizes, kind, length, direction):
+    """What a tile holds beyond an image's last line is forgotten before the next one, which h0 lets begin at full speed."""
+    require()
+    size = (72, length) if direction in HORIZONTAL else (length, 72)
+    *arrays, line_shape = arrays_of((3, 2, *size), 1, kind, None, direction, None, True)
+    with emulated(seed=3, schedule="random", detect=True, async_copies="random") as device:
+        results = both(device, arrays, direction, None, Tiles(*sizes), line_shape, case=SMALL_DEVICE[0])
+    (h, h_last), (plain, plain_last) = results
+    assert h.tobytes() == plain.tobytes()
+    assert h_last.tobytes() == plain_last.tobytes()
+
+
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("case", ["from unit to unit", "bands in global memory"])
 def test_emulated_every_array_has_a_layout_of_its_own(case, direction):
