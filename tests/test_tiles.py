@@ -201,7 +201,7 @@ def test_emulated(case, direction, schedule):
     ids=str,
 )
 def test_emulated_from_unit_to_unit_at_any_length(sizes, kind, length, direction):
-    """What a tile holds beyond an image's last line is forgotten before the next image, whose first line h0 precedes."""
+    """What a tile holds beyond an image's last line is forgotten before the next image, which h0 precedes."""
     require()
     size = (72, length) if direction in HORIZONTAL else (length, 72)
     *arrays, line_shape = arrays_of((3, 2, *size), 1, kind, None, direction, None, True)
