@@ -98,15 +98,14 @@ struct Run {
   template <typename Work>
   static __device__ __forceinline__ void for_size(int bytes, Work work) {
     constexpr int ELEMENT = sizeof(T);
-    if (bytes == 16) {
-      work(Size<16>());
-    } else if (ELEMENT < 8 && bytes == 8) {
-      work(Size < ELEMENT<8 ? 8 : ELEMENT>());
-    } else if (ELEMENT < 4 && bytes == 4) {
-      work(Size < ELEMENT<4 ? 4 : ELEMENT>());
-    } else {
-      work(Size<ELEMENT>());
+    if (bytes == 16) return work(Size<16>());
+    if constexpr (ELEMENT < 8) {
+      if (bytes == 8) return work(Size<8>());
     }
+    if constexpr (ELEMENT < 4) {
+      if (bytes == 4) return work(Size<4>());
+    }
+    work(Size<ELEMENT>());
   }
 };
 

@@ -10,7 +10,7 @@ constexpr int PACK = ALONG ? GROUP : ROWS;
 constexpr int PACKS = ALONG ? ROWS : GROUP;  // in a group
 
 // A tile is scanned in parts of SUB lines, between which halos may be refreshed. A part that the image does not fill, and the
-// first one of an image, are left to slower code; so without halos, and where nothing is read ahead, parts are short.
+// first one of an image, are left to slower code; so along the scan, without halos and where nothing is read ahead, parts are short.
 __device__ constexpr int gcd(int a, int b) {
   return b == 0 ? a : gcd(b, a % b);
 }

@@ -1,4 +1,4 @@
-"""Which kernel runs a forward line scan, and in which shape, as measured on an H200 (docs/optimization_log.md).
+"""Which kernel runs a forward line scan, and in which shape, as measured on an H200 and an H100: docs/optimization_log.md.
 
 Small slices lie in shared memory as a whole (``_plan_slices``); images whose rows are whole vectors of 16 bytes go
 through a ring of tiles (``_plan_tiles``); the plain kernel takes everything else.
@@ -150,7 +150,7 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
         four = Tiles(4, pair, 2, 4, 32, 8, 0, 2, 8, False, 1, 128)
         shapes += [(four, 0.55), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]
         shapes += [(replace(four, outer=16, cluster=size), 0.6) for size in clusters]
-        if clusters:
+        if clusters:  # not measured elsewhere
             shapes += [(replace(four, outer=16), 0.85 if pair == 2 else 0.71)]
     if across % 2 == 0 and pair == 1:
         shapes += [(Tiles(2, 1, 4, 4, 16, 16, 16, 4, 8, True, 1, 128), 0.58)]
@@ -161,10 +161,10 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
 
     def cost(tiles: Tiles, of_row: float) -> float:
         blocks = -(-across // (tiles.block_rows - 2 * tiles.outer))
-        if (tiles.outer == 0 and blocks > 1) or tiles.cluster not in (1, blocks):
+        if (tiles.outer == 0) != (blocks == 1) or tiles.cluster not in (1, blocks):
             return math.inf
-        # of larger clusters' blocks fewer find room at once
-        at_once = int(limits.multiprocessors * (0.9 if tiles.cluster > 2 else 1)) // blocks
+        # of larger clusters' blocks fewer find room at once: 120 for 132 multiprocessors
+        at_once = int(limits.multiprocessors * (0.91 if tiles.cluster > 2 else 1)) // blocks
         return -(-units // at_once) * tiles.block_rows * of_row if at_once else math.inf
 
     costs = [(cost(tiles, of_row), tiles) for tiles, of_row in shapes]

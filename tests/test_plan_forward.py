@@ -180,6 +180,7 @@ def test_lanes_that_read_together_touch_all_banks(row_vectors, rows):
     ("shape", "groups", "rows", "outer", "cluster"),
     [
         ((8, 64, 160, 160), 1, 2, 0, 1),  # a block holds them
+        ((8, 64, 160, 160), 64, 4, 0, 1),
         ((8, 64, 192, 192), 1, 4, 0, 1),
         ((8, 64, 192, 192), 64, 4, 0, 1),
         ((8, 32, 256, 256), 1, 2, 16, 2),

@@ -337,9 +337,9 @@ FAST += mutants(
         "(size.value >= 4 ? count / STEP * STEP : 0) + thread;",
         "(size.value >= 4 ? count / STEP * STEP : 0);",
     ),
-    ("16 bytes where only 8 are aligned", "bytes == 16) {", "bytes >= 8) {"),
-    ("8 bytes where only 4 are aligned", "ELEMENT < 8 && bytes == 8) {", "ELEMENT < 8 && bytes >= 4) {"),
-    ("4 bytes where only 2 are aligned", "ELEMENT < 4 && bytes == 4) {", "ELEMENT < 4 && bytes >= 2) {"),
+    ("16 bytes where only 8 are aligned", "if (bytes == 16)", "if (bytes >= 8)"),
+    ("8 bytes where only 4 are aligned", "if (bytes == 8)", "if (bytes >= 4)"),
+    ("4 bytes where only 2 are aligned", "if (bytes == 4)", "if (bytes >= 2)"),
     (
         "take out without a swizzle",
         "(to + k) = at<Piece>(k);",
