@@ -1,4 +1,4 @@
-"""Which kernel runs a forward line scan, and in which shape, as measured on an H200 and an H100: docs/optimization_log.md.
+"""Which kernel runs a forward line scan, and in which shape, as measured (docs/optimization_log.md).
 
 Small slices lie in shared memory as a whole (``_plan_slices``); images whose rows are whole vectors of 16 bytes go
 through a ring of tiles (``_plan_tiles``); the plain kernel takes everything else.

@@ -64,7 +64,7 @@ SHARINGS = (
     (4, 64, 16),
     (32, 1152, 1),
 )
-# Widths of a line and numbers of slices, times 1, 2 and 4 channels of a group, between which no plan was seen to change.
+# Widths of a line and numbers of slices, times 1, 2 and 4 channels of a group: between them no plan was seen to change.
 ACROSS = (*range(1, 34), *range(34, 130, 2), 65, 127, 129, *range(132, 260, 4), 131, 134, 255, 257)
 ACROSS += (*range(264, 1100, 8), *range(261, 1100, 32), *range(262, 1100, 32), *range(268, 1100, 32))
 ACROSS += (*range(1100, 2300, 24), 1537, 2047, 2050, 4096, 8192, 13905, 14002, 16384)
