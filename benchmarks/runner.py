@@ -193,9 +193,10 @@ def _tell(*command: str) -> str | None:
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
 
 
-def _without_folder(argument: str) -> str:
-    """Return an argument of the command line, a path by its last part: its folder tells nothing to others."""
-    return argument.rstrip("/").rpartition("/")[2] if "/" in argument else argument
+def command_line(module: str) -> str:
+    """Return the command that runs, paths by their last part: their folders tell nothing to others."""
+    arguments = [a.rstrip("/").rpartition("/")[2] if "/" in a else a for a in sys.argv[1:]]
+    return " ".join([f"python -m {module}", *arguments])
 
 
 def commit() -> str | None:
@@ -219,7 +220,7 @@ class Results:
             "gspn2_cupy": gspn2_cupy.__version__,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "commit": said or commit(),
-            "command": " ".join(["python -m benchmarks", *map(_without_folder, sys.argv[1:])]),
+            "command": command_line("benchmarks"),
             "cases": [],
         }
         self.path = path or RESULTS / f"{self.content['machine']['device'].lower().replace(' ', '_')}.json"

@@ -14,8 +14,6 @@ import itertools
 import json
 import os
 import random
-import shlex
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -23,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.cases import SHAPES
 from benchmarks.gpu import opened
-from benchmarks.runner import commit, machine
+from benchmarks.runner import command_line, commit, machine
 from gspn2_cupy import _launch, _plan_forward, _plan_slices, _plan_tiles, _steps
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._plan import ForwardScan, Layout
@@ -203,7 +201,7 @@ def main():
                 print(f"  {record['us']:8.1f} µs {record['score']:.2f} {record['tiles']}{different}", flush=True)
             gpu.release()
             if options.output:
-                made = {"machine": machine(""), "commit": commit(), "command": shlex.join(sys.argv)}
+                made = {"machine": machine(""), "commit": commit(), "command": command_line("benchmarks.sweep")}
                 options.output.write_text(json.dumps({**made, "results": records}, indent=1))
 
 

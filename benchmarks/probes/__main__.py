@@ -16,6 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
+from benchmarks.runner import command_line
+
 ROOT = Path(__file__).parents[2]
 PROBES = {  # module and most seconds of each, in the order of their worth
     "copies": ("memory", 20),
@@ -51,7 +53,7 @@ def run_all(names: list[str], output: Path, limit: float, commit: str | None) ->
     result: dict = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit or _tell("git", "rev-parse", "HEAD"),
-        "command": " ".join(["python", "-m", "benchmarks.probes", *sys.argv[1:]]),
+        "command": command_line("benchmarks.probes"),
         "driver": _tell("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "probes": {},
     }
