@@ -18,6 +18,7 @@ from gspn2_cupy._plan_tiles import Tiles, tiles_plan
 
 ASYNCHRONOUS_COPIES = (8, 0)  # compute capability
 CLUSTERS = ((9, 0), (12, 0))  # from … to below
+LARGEST_CLUSTER = 8  # that every such device runs
 LANES = 32
 WARPS = (4, 2, 1)  # that may share weights in a block of the kernel for small slices
 
@@ -144,31 +145,36 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
     run at once come in rounds. Four rows of a lane are cheaper than two. Halos of 16 rows are refreshed twice as often
     as halos of 32, which is cheaper in a cluster than through global memory.
     """
-    across, units, clusters = scan.width, scan.slices // pair, range(2, 9) if _has_clusters(limits) else ()
-    shapes = []
+    across, units = scan.width, scan.slices // pair
+
+    def blocks(tiles: Tiles) -> int:
+        return -(-across // (tiles.block_rows - 2 * tiles.outer))
+
+    shapes = []  # and what a row costs
     if across % 4 == 0:
         four = Tiles(4, pair, 2, 4, 32, 8, 0, 2, 8, False, 1, 128)
+        cut = replace(four, outer=16)
         shapes += [(four, 0.55), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]
-        shapes += [(replace(four, outer=16, cluster=size), 0.6) for size in clusters]
-        if clusters:  # not measured elsewhere
-            shapes += [(replace(four, outer=16), 0.85 if pair == 2 else 0.71)]
+        if _has_clusters(limits):  # not measured elsewhere
+            shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
     if across % 2 == 0 and pair == 1:
         shapes += [(Tiles(2, 1, 4, 4, 16, 16, 16, 4, 8, True, 1, 128), 0.58)]
     elif across % 2 == 0 and scan.h.itemsize == 2 and limits.compute_capability >= (9, 0):  # or registers are too few
         two = Tiles(2, 2, 4, 4, 32, 16, 0, 2, 8, True, 1, 128)
-        shapes += [(two, 0.7), (replace(two, outer=16), 0.79)]
-        shapes += [(replace(two, outer=16, cluster=size), 0.76) for size in clusters]
+        cut = replace(two, outer=16)
+        shapes += [(two, 0.7), (cut, 0.79)]
+        if _has_clusters(limits):
+            shapes += [(replace(cut, cluster=blocks(cut)), 0.76)]
 
     def cost(tiles: Tiles, of_row: float) -> float:
-        blocks = -(-across // (tiles.block_rows - 2 * tiles.outer))
-        if (tiles.outer == 0) != (blocks == 1) or tiles.cluster not in (1, blocks):
-            return math.inf
         # of larger clusters' blocks fewer find room at once: 120 for 132 multiprocessors
-        at_once = int(limits.multiprocessors * (0.91 if tiles.cluster > 2 else 1)) // blocks
-        return -(-units // at_once) * tiles.block_rows * of_row if at_once else math.inf
+        at_once = int(limits.multiprocessors * (0.91 if tiles.cluster > 2 else 1)) // blocks(tiles)
+        whole = tiles.outer == 0
+        if whole != (blocks(tiles) == 1) or tiles.cluster > LARGEST_CLUSTER or at_once == 0:
+            return math.inf
+        return -(-units // at_once) * tiles.block_rows * of_row
 
-    costs = [(cost(tiles, of_row), tiles) for tiles, of_row in shapes]
-    for found, tiles in sorted(costs, key=lambda found: found[0]):
+    for found, tiles in sorted(((cost(*shape), shape[0]) for shape in shapes), key=lambda costed: costed[0]):
         if found < math.inf:
             yield tiles
 
