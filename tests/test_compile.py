@@ -15,7 +15,8 @@ import pytest
 from gspn2_cupy import _launch
 from gspn2_cupy._plan import KernelSpec
 from tools import compile_table, nvrtc
-from tools.compile_table import GPUS, Row, Specialisation, failures
+from tools.compile_table import Row, failures
+from tools.specialisations import GPUS, Specialisation, specialisations
 
 # Specialisations per architecture, compiled so many to a test: 40 s on 2 cores.
 SAMPLES = {75: 8, 80: 40, 86: 8, 89: 8, 90: 64, 100: 16, 120: 8}
@@ -47,14 +48,14 @@ def test_kernels(architecture, start):
 
 @pytest.mark.parametrize("architecture", GPUS)
 def test_all_sources_are_found(architecture):
-    found = {made.spec.source for made in compile_table.specialisations(architecture)}
+    found = {made.spec.source for made in specialisations(architecture)}
     there = {path.name for path in _launch.cuda_sources().glob("*.cu")}
     newer = {"line_scan_slices.cu", "line_scan_tiles.cu"}  # asynchronous copies came with sm_80
     assert found == (there - newer if architecture < 80 else there)
 
 
 def test_every_data_type_and_option_is_found():
-    defines = [dict(made.spec.defines) for made in compile_table.specialisations(90)]
+    defines = [dict(made.spec.defines) for made in specialisations(90)]
     for name in ("SCALAR", "HIDDEN", "RESULT", "SUM", "WEIGHT"):
         assert {d[name] for d in defines if name in d} == {"float", "double", "__half", "__nv_bfloat16"}
     assert {d["METHOD"] for d in defines if "METHOD" in d} == {"Sigmoid", "Softmax"}
@@ -146,7 +147,7 @@ def test_instructions_as_the_disassembler_counts_them(architecture, tmp_path):
     disassembler = next((str(path) for path in found if path.is_file()), shutil.which("nvdisasm"))
     if disassembler is None:
         pytest.skip("nvdisasm is not installed (pip install nvidia-cuda-nvdisasm)")
-    made = next(m for m in compile_table.specialisations(architecture) if m.spec.entry == "normalize_backward")
+    made = next(m for m in specialisations(architecture) if m.spec.entry == "normalize_backward")
     text, options = _launch.compiler_input(made.spec)
     cubin, _, _ = nvrtc.compile_cubin(text, options, architecture)
     Path(tmp_path, "kernel.cubin").write_bytes(cubin)
