@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 PROBES = {  # module and most seconds of each, in the order of their worth
     "copies": ("memory", 20),
     "rows": ("memory", 40),
+    "boxes": ("memory", 30),
     "columns": ("memory", 30),
     "steps": ("latency", 20),
     "exchange": ("latency", 20),
@@ -121,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.probes", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="JSON file for every figure")
     parser.add_argument("--only", nargs="+", choices=list(PROBES), default=list(PROBES), help="probes to run")
-    parser.add_argument("--seconds", type=float, default=140, help="most seconds for all of them")
+    parser.add_argument("--seconds", type=float, default=170, help="most seconds for all of them")
     parser.add_argument("--commit", help="where the checkout has no git")
     parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

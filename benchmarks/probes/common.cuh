@@ -89,6 +89,40 @@ __device__ __forceinline__ void copy_async(u32 to, const char* from) {
     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from));
 }
 
+// The tensor engine: boxes of a map that the host has encoded, and barriers that count the bytes that have arrived.
+struct alignas(64) TensorMap {
+  char bytes[128];
+};
+__device__ __forceinline__ void start_barrier(u64* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void expect_bytes(u64* barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void await_bytes(u64* barrier, u32 parity) {
+  u32 done = 0;
+  for (int tries = 0; done == 0 && tries < kNearTries; ++tries)
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+}
+__device__ __forceinline__ void load_box(void* to, const TensorMap& map, int x, int y, int z, u64* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::
+          "r"(shared_address(to)),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
+      : "memory");
+}
+__device__ __forceinline__ void store_box(const TensorMap& map, const void* from, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(x),
+               "r"(y), "r"(shared_address(from))
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
 // Read without keeping lines in L1. KEEP: 0 as usual, 1 evict first from L2, 2 evict last.
 template <int KEEP>
 __device__ __forceinline__ float4 load_vector(const float4* p) {

@@ -1,7 +1,9 @@
 """What every probe uses: compile, time, keep figures and lines of the table, stop in time."""
 
 import contextlib
+import ctypes
 import json
+import math
 import os
 import statistics
 import threading
@@ -86,6 +88,35 @@ def allow_shared(kernel: cupy.RawKernel, shared_bytes: int) -> None:
 
 def blocks_per_multiprocessor(kernel: cupy.RawKernel, threads: int, shared_bytes: int) -> int:
     return driver.occupancyMaxActiveBlocksPerMultiprocessor(kernel.kernel.ptr, threads, shared_bytes)
+
+
+def tensor_map(address: int, shape: tuple[int, ...], box: tuple[int, ...], promoted: int) -> numpy.void:
+    """Encode a map of float32 for the tensor engine; sizes from the innermost on, without gaps.
+
+    ``promoted``: bytes that the engine asks into L2 around each of its reads; 0: no more than it needs.
+    """
+    float32, promotions = 7, {0: 0, 64: 1, 128: 2, 256: 3}  # CUtensorMapDataType, CUtensorMapL2promotion
+    rank = len(shape)
+    memory = numpy.zeros(128 + 64, numpy.uint8)
+    start = -memory.ctypes.data % 64
+    strides = [4 * math.prod(shape[: axis + 1]) for axis in range(rank - 1)]
+    status = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled(
+        ctypes.c_void_p(memory.ctypes.data + start),
+        float32,
+        rank,
+        ctypes.c_void_p(address),
+        (ctypes.c_uint64 * rank)(*shape),
+        (ctypes.c_uint64 * rank)(*strides, 0),
+        (ctypes.c_uint32 * rank)(*box),
+        (ctypes.c_uint32 * rank)(*(1,) * rank),
+        0,  # no interleaving
+        0,  # no swizzle
+        promotions[promoted],
+        0,  # zeros outside
+    )
+    if status:
+        raise RuntimeError(f"cuTensorMapEncodeTiled: error {status}")
+    return memory[start : start + 128].view("V128")[0]
 
 
 def device_facts() -> dict:

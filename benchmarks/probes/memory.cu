@@ -100,6 +100,56 @@ __global__ void rows(const char* in, char* out, long long stream_bytes, long lon
   }
 }
 
+// The same by the tensor engine: one thread asks for a box of TKB bytes of every row of a stream at a time, which arrives
+// without padding. STORE: the engine also takes the first stream out again, and nobody else touches anything; otherwise
+// threads add the streams up and write the sum, as `rows` does.
+template <int TKB, int DEPTH, bool STORE>
+__global__ void boxes(const __grid_constant__ TensorMap in, const __grid_constant__ TensorMap result, char* out,
+                      long long pitch) {
+  extern __shared__ __align__(1024) char ring[];
+  __shared__ __align__(8) u64 arrived[DEPTH];
+  constexpr int kPerRow = TKB / 16;
+  const int count = blockDim.x, stride = count / kPerRow, column = threadIdx.x % kPerRow, row = threadIdx.x / kPerRow;
+  const int stream_stage = count * TKB, stage_bytes = kStreams * stream_stage;
+  const int own = row * TKB + column * 16, first_row = blockIdx.x * count;
+  const long long origin = (first_row + row) * pitch + column * 16;
+  const int stages = static_cast<int>(pitch / TKB);
+  const auto load = [&](int s) {
+    if (threadIdx.x != 0 || s >= stages) return;
+    expect_bytes(arrived + s % DEPTH, stage_bytes);
+#pragma unroll
+    for (int stream = 0; stream < kStreams; ++stream)
+      load_box(ring + s % DEPTH * stage_bytes + stream * stream_stage, in, s * (TKB / 4), first_row, stream,
+               arrived + s % DEPTH);
+  };
+  if (threadIdx.x == 0)
+    for (int k = 0; k < DEPTH; ++k) start_barrier(arrived + k);
+  __syncthreads();
+  for (int s = 0; s < DEPTH - 1; ++s) load(s);
+  for (int s = 0; s < stages; ++s) {
+    if (STORE && threadIdx.x != 0) break;
+    await_bytes(arrived + s % DEPTH, s / DEPTH % 2);
+    char* stage = ring + s % DEPTH * stage_bytes;
+    if constexpr (STORE) {
+      store_box(result, stage, s * (TKB / 4), first_row);
+      asm volatile("cp.async.bulk.wait_group.read 1;" ::: "memory");  // the stage that is loaded next has left
+      load(s + DEPTH - 1);
+    } else {
+      __syncthreads();  // nobody still reads the stage that is loaded next
+      load(s + DEPTH - 1);
+#pragma unroll
+      for (int k = 0; k < kPerRow; ++k) {
+        const char* at = stage + own + k * stride * TKB;
+        float4 v = *reinterpret_cast<const float4*>(at);
+#pragma unroll
+        for (int i = 1; i < kStreams; ++i) v = v + *reinterpret_cast<const float4*>(at + i * stream_stage);
+        *reinterpret_cast<float4*>(out + origin + k * stride * pitch + s * TKB) = v;
+      }
+    }
+  }
+  if (STORE) asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 template <int VEC>
 struct alignas(4 * VEC) Vector {
   float v[VEC];

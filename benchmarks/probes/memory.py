@@ -1,11 +1,20 @@
-"""Bandwidth: plain copies, horizontal and vertical scans, weights read again from L2, what survives in L2."""
+"""Bandwidth: copies, scans along rows (by threads, by the tensor engine) and columns, weights and maps in L2."""
 
 import statistics
 
 import cupy
 import numpy
 
-from benchmarks.probes.gpu import MEBI, Gpu, Report, allow_shared, blocks_per_multiprocessor, kernels, short
+from benchmarks.probes.gpu import (
+    MEBI,
+    Gpu,
+    Report,
+    allow_shared,
+    blocks_per_multiprocessor,
+    kernels,
+    short,
+    tensor_map,
+)
 
 ARENA = 4096 * MEBI
 STREAMS = 5
@@ -139,6 +148,71 @@ def rows(report: Report) -> None:
         fitting = [r for r in results if (r["case"], r["chunk"], r["mode"]) == ("pitch", chunk, modes[mode])]
         cells = ", ".join(f"{r['pitch']}: {r['score']:.2f}" for r in fitting)
         report.line(f"bytes per row, {modes[mode]} {chunk} B, R 64 x {depth}", cells + " copy")
+
+
+def boxes(report: Report) -> None:
+    """The same rows through the tensor engine: bytes of a box's rows, rows of a box, what it asks into L2."""
+    gpu = Gpu(report, ARENA)
+    shapes = [(chunk, depth, store) for chunk in (32, 64, 128) for depth in (2, 4) for store in ("false", "true")]
+    loaded = kernels("memory.cu", ["boxes<{}, {}, {}>".format(*shape) for shape in shapes])
+    copy = _copy_rate(gpu)
+    report.figure("copy", gb_s=copy)
+    results: list[dict] = []
+
+    def measure(case: str, shape: tuple[int, int, str], count: int, promoted: int, total: int, pitch: int) -> None:
+        chunk, depth, store = shape
+        shared = STREAMS * count * chunk * depth
+        if shared > 220 * 1024:
+            return
+        kernel = loaded["boxes<{}, {}, {}>".format(*shape)]
+        allow_shared(kernel, shared)
+        stream_bytes = total * pitch
+        span = (STREAMS + 1) * stream_bytes
+        sets = min(max(1, 400 * MEBI // span + 1), ARENA // span)
+        maps = []
+        for i in range(sets):
+            at = gpu.base + i * span
+            read = tensor_map(at, (pitch // 4, total, STREAMS), (chunk // 4, count, 1), promoted)
+            written = tensor_map(at + STREAMS * stream_bytes, (pitch // 4, total), (chunk // 4, count), promoted)
+            maps.append((read, written, at + STREAMS * stream_bytes))
+
+        def launch_all() -> None:
+            for read, written, out in maps:
+                kernel((total // count,), (count,), (read, written, out, pitch), shared_mem=shared)
+
+        seconds = gpu.time_graph(launch_all, sets, 5)
+        result = {
+            "chunk": chunk,
+            "rows": count,
+            "depth": depth,
+            "stored_by_engine": store == "true",
+            "promoted": promoted,
+            "pitch": pitch,
+            "total_rows": total,
+            "shared": shared,
+            "us": seconds * 1e6,
+            "gb_s": span / seconds * 1e-9,
+        }
+        result["score"] = result["gb_s"] / copy
+        results.append({"case": case, **result})
+        report.figure(case, **result)
+
+    with report.within_time():
+        for shape in shapes:
+            for count in (32, 64, 128, 256):
+                for promoted in (0, 128, 256):
+                    measure("many", shape, count, promoted, 131072, 4096)
+                    measure("few", shape, count, promoted, 8192, 4096)
+    for case in ("many", "few"):
+        for store in (False, True):
+            for chunk in (32, 64, 128):
+                fitting = [r for r in results if (r["case"], r["stored_by_engine"], r["chunk"]) == (case, store, chunk)]
+                if fitting:
+                    r = max(fitting, key=lambda r: r["gb_s"])
+                    where = f"R {r['rows']} x {r['depth']}, {r['promoted']} B into L2"
+                    cells = f"{r['gb_s']:.0f} GB/s = {r['score']:.2f} copy, {r['us']:.0f} us ({where})"
+                    name = f"{case}, {chunk} B, {'stored by the engine' if store else 'stored by threads'}"
+                    report.line(name, cells, "as copies by threads" if chunk > 32 else "worse: 32 B a row")
 
 
 def columns(report: Report) -> None:
