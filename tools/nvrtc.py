@@ -73,8 +73,15 @@ def compile_cubin(source: str, options: Sequence[str], architecture: int) -> tup
     """Return the cubin for sm_<architecture>, the compiler's log, and the processor seconds of this thread."""
     nvrtc = library()
     headers = [f"-I{folder / 'include'}" for folder in nvidia_folders() if (folder / "include/cuda_fp16.h").is_file()]
-    # -ftz: as CuPy does, always
-    options = (*options, *headers[:1], "-ftz=true", f"-arch=sm_{architecture}", "--ptxas-options=-v")
+    # as CuPy does, always: small numbers are 0, functions without a word run on the device
+    options = (
+        *options,
+        *headers[:1],
+        "-ftz=true",
+        "--device-as-default-execution-space",
+        f"-arch=sm_{architecture}",
+        "--ptxas-options=-v",
+    )
     program = ctypes.c_void_p()
     _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
 
