@@ -98,10 +98,12 @@ def candidates(limits, name, case, direction, tries, named=()):
     channels, across = scan.x.shape[1], scan.width
     shared = scan.groups < channels
     if across <= 64:
-        for rows, channels, warps in itertools.product((1, 2, 4), (1, 2, 4) if shared else (1,), (1, 2, 4, 8)):
-            slices = Slices(rows, channels, warps, max(1, 32 // -(-across // rows)))
+        for rows, carried, warps, rounds in itertools.product(
+            (1, 2, 4), (1, 2) if shared else (1,), (1, 2, 4, 8) if shared else (1,), (1, 2, 3, 4)
+        ):
+            slices = Slices(rows, carried, warps, max(1, min(32 // -(-across // rows), channels // carried)), rounds)
             plan = _plan_slices.slices_plan(limits, slices, scan)
-            if plan is not None and limits.shared_bytes_per_multiprocessor >= 2 * plan.shared_bytes:
+            if plan is not None:
                 yield str(slices), plan
     if planned.spec.entry != "line_scan_tiles":
         return

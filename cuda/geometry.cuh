@@ -65,9 +65,9 @@ struct Bands {
 };
 
 // How line_scan_slices.cu copies runs of images and of weights: by 2, 4, 8 or 16 bytes at a time; and 2^32 over the vectors after
-// which it lays them out in another way, rounded up; 0 where it never does.
+// which it lays them out in another way, rounded up; 0 where it never does. And in how many rounds a block does its work.
 struct Runs {
-  long long images, taps, turn;
+  long long images, taps, turn, rounds;
 };
 
 struct Geometry {

@@ -3,18 +3,21 @@
 //     h[t,i] = w0[t,i]·h[t-1,i-1] + w1[t,i]·h[t-1,i] + w2[t,i]·h[t-1,i+1] + λ[t,i]·x[t,i],    h[-1] = h0 or 0
 //
 // A warp brings neighbouring slices of x and λ, which are one run of memory, into shared memory by asynchronous copies, scans
-// them side by side, a lane to ROWS rows of CHANNELS slices, leaves h there and writes it out as one run again. Nothing in it
-// is ahead of anything: what hides the waits is that a multiprocessor holds many blocks.
+// them side by side, a lane to ROWS rows of CHANNELS slices, leaves h there and writes it out as one run again.
+//
+//   STAGES = 1: a warp does that once. What hides the waits is that a multiprocessor holds many blocks.
+//   STAGES = 2: it does so in several rounds, and brings the slices of the next one while it scans.
 //
 //   SHARED = 0: every channel has its own weights; a warp brings those of its slices and never meets another warp.
 //   SHARED = 1: the block's channels share their weights, which come once for all its warps.
 //
-// GROUP = 1: lanes read their rows line by line, at any size and alignment; across contiguous rows (vertical scans) all ROWS at
-// once. GROUP > 1: lanes read that many lines of a row at once (horizontal scans of rows of whole vectors of 16 bytes). Vectors
-// then change places, in another way from period to period, so that eight lanes, of eight rows, touch all banks.
+// Lanes read GROUP lines of a row at once where these are contiguous (horizontal scans), as many as divide a row, up to 16 bytes
+// of x; otherwise line by line, and all ROWS at once where those are. Rows of an odd number of such pieces touch all banks;
+// where a piece is a whole vector of 16 bytes, vectors change places, in another way from period to period, so that eight
+// lanes, of eight rows, do so at any length.
 // Bytes moved: x, λ, h once, three weights once per pixel and channel (SHARED: per block).
 // Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE, ALONG, REVERSED, HAS_LAM, ROWS, RAGGED (the last lane has fewer),
-// CHANNELS, WARPS, SHARED, GROUP. What follows from sizes and addresses alone comes with the launch: geometry.runs.
+// CHANNELS, SHARED, GROUP, STAGES. What follows from sizes and addresses alone comes with the launch: geometry.runs.
 #include "geometry.cuh"
 #include "primitives.cuh"
 #include "scan_lane.cuh"
@@ -25,8 +28,15 @@ namespace {
 
 constexpr bool IN_PLACE = sizeof(RESULT) == sizeof(SCALAR);  // h takes the place of x
 constexpr int ACROSS = !ALONG && !RAGGED ? ROWS : 1;         // rows that a lane reads at once
+constexpr int MOST_THREADS = 256;                            // of a block
 constexpr int PACK = GROUP * ACROSS;
 constexpr int PACKS = ROWS / ACROSS;
+// What a lane reads at once, in registers. If they allow, it reads that before it has computed the last; and where they are few,
+// the compiler is asked for two of the largest blocks, or it would spill to make room for more.
+constexpr int READ = PACK * PACKS * (3 * sizeof(WEIGHT) + CHANNELS * (1 + HAS_LAM) * sizeof(SCALAR)) / 4;
+constexpr bool AHEAD = READ <= 40;
+constexpr int BLOCKS = READ < 40 ? 2 : 1;
+constexpr bool SWIZZLED = GROUP > 1 && GROUP * sizeof(SCALAR) == 16;
 static_assert(GROUP == 1 || ACROSS == 1, "what is read at once is contiguous");
 
 // A run of elements in shared memory, its parts of 16 bytes swizzled.
@@ -35,31 +45,39 @@ struct Run {
   char* bytes;
   unsigned turn;  // 2^32 over the vectors of a period, rounded up: a run is far too short for that to matter
 
-  __device__ __forceinline__ int place(int offset) const {
-    return GROUP > 1 ? offset ^ __umulhi(offset / 16, turn) % 8 * 16 : offset;
+  __device__ __forceinline__ int swizzle(int offset) const {
+    return SWIZZLED ? static_cast<int>(__umulhi(offset / 16, turn) % 8 * 16) : 0;
   }
   template <typename Piece>
   __device__ __forceinline__ Piece& at(int element) const {
-    return *reinterpret_cast<Piece*>(bytes + place(element * static_cast<int>(sizeof(T))));
+    const int offset = element * static_cast<int>(sizeof(T));
+    return *reinterpret_cast<Piece*>(bytes + (offset ^ swizzle(offset)));
+  }
+  // The same `within` a row that starts at element `row`. A period has whole rows, if they are of x's size.
+  template <typename Piece>
+  __device__ __forceinline__ Piece& at(int row, int within) const {
+    if (sizeof(T) != sizeof(SCALAR)) return at<Piece>(row + within);
+    const int start = row * static_cast<int>(sizeof(T)), offset = start + within * static_cast<int>(sizeof(T));
+    return *reinterpret_cast<Piece*>(bytes + (offset ^ swizzle(start)));
   }
 
   // Neighbouring elements, which start at a multiple of Count.
   template <int Count>
-  __device__ __forceinline__ Pack<T, Count> read(int element) const {
+  __device__ __forceinline__ Pack<T, Count> read(int row, int within) const {
     constexpr int PART = Count * sizeof(T) > 16 ? 16 / sizeof(T) : Count;
     Pack<T, Count> result;
 #pragma unroll
     for (int k = 0; k < Count; k += PART) {
-      reinterpret_cast<Pack<T, PART>&>(result.value[k]) = at<Pack<T, PART>>(element + k);
+      reinterpret_cast<Pack<T, PART>&>(result.value[k]) = at<Pack<T, PART>>(row, within + k);
     }
     return result;
   }
   template <int Count>
-  __device__ __forceinline__ void write(int element, const Pack<T, Count>& pack) const {
+  __device__ __forceinline__ void write(bool wanted, int row, int within, const Pack<T, Count>& pack) const {
     constexpr int PART = Count * sizeof(T) > 16 ? 16 / sizeof(T) : Count;
 #pragma unroll
     for (int k = 0; k < Count; k += PART) {
-      at<Pack<T, PART>>(element + k) = reinterpret_cast<const Pack<T, PART>&>(pack.value[k]);
+      write_shared(wanted, &at<Pack<T, PART>>(row, within + k), reinterpret_cast<const Pack<T, PART>&>(pack.value[k]));
     }
   }
 
@@ -127,14 +145,21 @@ __device__ __forceinline__ long long lowest(const Array& array, long long slice,
   return slice + (REVERSED ? (scan.lines - 1) * array.line : 0);
 }
 
-// What a lane scans: ROWS rows of CHANNELS slices.
-struct Lane {
+// The slices of a warp in shared memory.
+struct Stage {
   Run<WEIGHT> taps;
   Run<SCALAR> x, lam;
-  int pixel, tap;       // where its first row begins, by address, in x and in the weights
-  int line, cross;      // steps from line to line and from row to row
-  int area;             // from slice to slice, and from one of the three weights to the next
-  int exist, channels;  // rows and channels that there are
+  Run<RESULT> h;
+};
+
+// What a lane scans: ROWS rows of CHANNELS slices. Instead of rows and slices that do not exist it reads some that do: where a
+// read depends on something, the compiler takes packs apart into their elements.
+struct Lane {
+  int pixel, tap;         // where its first row begins, by address, in x and in the weights
+  int row[PACKS];         // from there to the rows that it reads at once
+  int channel[CHANNELS];  // and to the slices
+  int line, area;         // from line to line, and from one of the three weights to the next
+  int exist, channels;    // rows and channels that there are
   bool has_above, has_below;
 };
 
@@ -143,19 +168,17 @@ struct Lines {
   Pack<WEIGHT, PACK> taps[3][PACKS];
   Pack<SCALAR, PACK> x[CHANNELS][PACKS], lam[HAS_LAM ? CHANNELS : 1][PACKS];
 
-  // `line`: the one at the lowest address. Rows and channels that do not exist keep what they have.
-  __device__ __forceinline__ void read(const Lane& lane, int line) {
+  // `line`: the one at the lowest address.
+  __device__ __forceinline__ void read(const Stage& stage, const Lane& lane, int line) {
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
-      if (p * ACROSS >= lane.exist) continue;
-      const int at = line * lane.line + p * ACROSS * lane.cross;
+      const int within = line * lane.line;
 #pragma unroll
-      for (int k = 0; k < 3; ++k) taps[k][p] = lane.taps.read<PACK>(lane.tap + k * lane.area + at);
+      for (int k = 0; k < 3; ++k) taps[k][p] = stage.taps.read<PACK>(lane.tap + k * lane.area + lane.row[p], within);
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) {
-        if (c >= lane.channels) continue;
-        x[c][p] = lane.x.read<PACK>(lane.pixel + c * lane.area + at);
-        if (HAS_LAM) lam[c][p] = lane.lam.read<PACK>(lane.pixel + c * lane.area + at);
+        x[c][p] = stage.x.read<PACK>(lane.pixel + lane.channel[c] + lane.row[p], within);
+        if (HAS_LAM) lam[c][p] = stage.lam.read<PACK>(lane.pixel + lane.channel[c] + lane.row[p], within);
       }
     }
   }
@@ -184,7 +207,7 @@ struct Lines {
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
     line_scan_slices(const SCALAR* x,       // [B, C, T, I]
                      const WEIGHT* weight,  // [B, G, 3, T, I]
                      const SCALAR* lam,     // [B, C, T, I] or null: 1
@@ -196,85 +219,108 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
   const int lines = static_cast<int>(scan.lines), width = static_cast<int>(scan.width), area = lines * width;
   // From one lane's mouth, so that the compiler knows that a warp's lanes agree.
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), thread = threadIdx.x % 32;
+  const int warps = static_cast<int>(blockDim.x) / 32;
 
-  // Channels of one family may share a block: those of an image, or of a group. `units` of them are a warp's.
+  // Channels of one family may share a block: those of an image, or of a group. `units` of them are a warp's in a round.
   const int units = static_cast<int>(geometry.bands.units), blocks = static_cast<int>(geometry.bands.count);
+  const int rounds = STAGES == 1 ? 1 : static_cast<int>(geometry.runs.rounds);
   const int family_size = static_cast<int>(SHARED ? scan.channels_per_group : scan.channels);
   const int families = static_cast<int>(scan.channels) / family_size;  // in an image
   const int family = static_cast<int>(blockIdx.x) / blocks, b = family / families;
-  const int within = (static_cast<int>(blockIdx.x) % blocks * WARPS + warp) * units;
-  const int c0 = family % families * family_size + within;
-  const int slices = max(0, min(units, family_size - within));
+  const int first_channel = family % families * family_size;
+  const auto first_slice = [&](int round) {  // of the family
+    return ((static_cast<int>(blockIdx.x) % blocks * rounds + round) * warps + warp) * units;
+  };
 
-  char* shared = dynamic_shared<char>();
-  const int per_warp = (SHARED ? 0 : region_bytes<WEIGHT>(3 * units * area)) +
-                       (HAS_LAM ? 2 : 1) * region_bytes<SCALAR>(units * area) +
-                       (IN_PLACE ? 0 : region_bytes<RESULT>(units * area));
   const unsigned turn = static_cast<unsigned>(geometry.runs.turn);
-  Lane lane;
-  if (SHARED) lane.taps = region<WEIGHT>(shared, 3 * area, turn);
-  shared += warp * per_warp;
-  if (!SHARED) lane.taps = region<WEIGHT>(shared, 3 * units * area, turn);
-  lane.x = region<SCALAR>(shared, units * area, turn);
-  lane.lam = HAS_LAM ? region<SCALAR>(shared, units * area, turn) : lane.x;
-  const Run<RESULT> out = IN_PLACE ? Run<RESULT>{lane.x.bytes, turn} : region<RESULT>(shared, units * area, turn);
+  char* shared = dynamic_shared<char>();
+  const Run<WEIGHT> shared_taps = SHARED ? region<WEIGHT>(shared, 3 * area, turn) : Run<WEIGHT>{shared, turn};
+  const int stage_bytes = (SHARED ? 0 : region_bytes<WEIGHT>(3 * units * area)) +
+                          (HAS_LAM ? 2 : 1) * region_bytes<SCALAR>(units * area) +
+                          (IN_PLACE ? 0 : region_bytes<RESULT>(units * area));
+  const auto stage_of = [&](int round) {
+    char* at = shared + (warp * STAGES + round % STAGES) * stage_bytes;
+    Stage stage;
+    stage.taps = SHARED ? shared_taps : region<WEIGHT>(at, 3 * units * area, turn);
+    stage.x = region<SCALAR>(at, units * area, turn);
+    stage.lam = HAS_LAM ? region<SCALAR>(at, units * area, turn) : stage.x;
+    stage.h = IN_PLACE ? Run<RESULT>{stage.x.bytes, turn} : region<RESULT>(at, units * area, turn);
+    return stage;
+  };
 
-  // --- bring --------------------------------------------------------------------------------------------------------
   const int by = static_cast<int>(geometry.runs.images), taps_by = static_cast<int>(geometry.runs.taps);
+  const auto bring = [&](int round) {  // a group of copies, which may be empty
+    const int slices = min(units, family_size - first_slice(round)), c0 = first_channel + first_slice(round);
+    if (round < rounds && slices > 0) {
+      const Stage stage = stage_of(round);
+      if (!SHARED) {
+        const WEIGHT* from = weight + lowest(geometry.weight, geometry.weight.slice(b, c0), scan);
+        stage.taps.bring(from, 3 * slices * area, taps_by, thread, 32);
+      }
+      stage.x.bring(x + lowest(geometry.x, geometry.x.slice(b, c0), scan), slices * area, by, thread, 32);
+      if (HAS_LAM) {
+        stage.lam.bring(lam + lowest(geometry.lam, geometry.lam.slice(b, c0), scan), slices * area, by, thread, 32);
+      }
+    }
+    copy_async_commit();
+  };
   if (SHARED) {
     const WEIGHT* from = weight + lowest(geometry.weight, geometry.weight.slice(b, family % families), scan);
-    lane.taps.bring(from, 3 * area, taps_by, threadIdx.x, 32 * WARPS);
-  } else if (slices > 0) {
-    const WEIGHT* from = weight + lowest(geometry.weight, geometry.weight.slice(b, c0), scan);
-    lane.taps.bring(from, 3 * slices * area, taps_by, thread, 32);
+    shared_taps.bring(from, 3 * area, taps_by, threadIdx.x, blockDim.x);
   }
-  if (slices > 0) {
-    lane.x.bring(x + lowest(geometry.x, geometry.x.slice(b, c0), scan), slices * area, by, thread, 32);
-    if (HAS_LAM) {
-      lane.lam.bring(lam + lowest(geometry.lam, geometry.lam.slice(b, c0), scan), slices * area, by, thread, 32);
-    }
-  }
-  copy_async_commit();
+  bring(0);
+  if (STAGES > 1) bring(1);
 
   const int lanes = (width + ROWS - 1) / ROWS, slice = thread / lanes * CHANNELS, row0 = thread % lanes * ROWS;
-  const bool scans = slice < slices;
+  const int cross = ALONG ? lines : 1;
+  Lane lane;
   lane.line = ALONG ? 1 : width;
-  lane.cross = ALONG ? lines : 1;
   lane.area = area;
-  lane.pixel = scans ? slice * area + row0 * lane.cross : 0;
-  lane.tap = scans ? (SHARED ? 0 : 3 * slice * area) + row0 * lane.cross : 0;
-  lane.exist = scans ? min(ROWS, width - row0) : 0;
-  lane.channels = min(CHANNELS, slices - slice);
   lane.has_above = row0 > 0;
   lane.has_below = row0 + ROWS < width;
-  const auto exists = [&](int c, int r) { return c < lane.channels && r < lane.exist; };
-  State state[CHANNELS][ROWS];
-#pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) {
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      state[c][r] = h0 && exists(c, r) ? h0[geometry.first.at(b, c0 + slice + c, row0 + r)] : State(0);
-    }
-  }
-  copy_async_wait<0>();
-  if (SHARED) {
-    block_sync();
-  } else {
-    __syncwarp();
-  }
-  if (slices == 0) return;
 
-  // --- scan ---------------------------------------------------------------------------------------------------------
-  const int chunk = static_cast<int>(scan.chunk);
-  int restart = h0 ? chunk : 0;  // the next line without a previous one
-  Lines now = {};
-  now.read(lane, REVERSED ? lines - GROUP : 0);
-  for (int t = 0; t < lines; t += GROUP) {
-    const int lowest_line = REVERSED ? lines - GROUP - t : t;
-    Lines next = now;  // on its way while this one is computed
-    if (t + GROUP < lines) next.read(lane, REVERSED ? lowest_line - GROUP : lowest_line + GROUP);
-    Pack<RESULT, PACK> result[CHANNELS][PACKS];
-    const auto scan_group = [&](auto restarts) {
+  if (SHARED) {
+    copy_async_wait<STAGES - 1>();
+    block_sync();
+  }
+  const int of_warp =
+      (max(0, family_size - first_slice(0)) + warps * units - 1) / (warps * units);  // rounds with slices
+  for (int round = 0; round < min(rounds, of_warp); ++round) {
+    const int slices = min(units, family_size - first_slice(round)), c0 = first_channel + first_slice(round);
+    const Stage stage = stage_of(round);
+    const bool scans = slice < slices;
+    const int row = scans ? row0 : 0, readable = min(ROWS, width - row);
+    lane.pixel = (scans ? slice : 0) * area + row * cross;
+    lane.tap = (scans && !SHARED ? 3 * slice : 0) * area + row * cross;
+    lane.exist = scans ? readable : 0;
+    lane.channels = scans ? min(CHANNELS, slices - slice) : 0;
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p) lane.row[p] = (RAGGED ? min(p, readable - 1) : p) * ACROSS * cross;
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) lane.channel[c] = c < lane.channels ? c * area : 0;
+    const auto exists = [&](int c, int r) { return c < lane.channels && r < lane.exist; };
+    State state[CHANNELS][ROWS];
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        state[c][r] = h0 && exists(c, r) ? h0[geometry.first.at(b, c0 + slice + c, row0 + r)] : State(0);
+      }
+    }
+    copy_async_wait<STAGES - 1>();
+    __syncwarp();
+
+    const int chunk = static_cast<int>(scan.chunk);
+    int restart = h0 ? chunk : 0;  // the next line without a previous one
+    const auto lowest_of = [&](int t) { return REVERSED ? lines - GROUP - t : t; };
+    Lines now;
+    if (AHEAD) now.read(stage, lane, lowest_of(0));
+    const auto scan_group = [&](int t, auto restarts) {
+      Lines next;  // on its way while this one is computed
+      if (AHEAD) next.read(stage, lane, lowest_of(min(t + GROUP, lines - GROUP)));
+      if (!AHEAD) now.read(stage, lane, lowest_of(t));
+      __syncwarp();  // h goes where a lane without rows of its own has read x
+      Pack<RESULT, PACK> result[CHANNELS][PACKS];
 #pragma unroll
       for (int m = 0; m < GROUP; ++m) {
         const int k = REVERSED ? GROUP - 1 - m : m;
@@ -287,11 +333,21 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
           }
         }
       }
+#pragma unroll
+      for (int c = 0; c < CHANNELS; ++c) {
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+          const int row = lane.pixel + lane.channel[c] + lane.row[p];
+          stage.h.write<PACK>(exists(c, p * ACROSS), row, lowest_of(t) * lane.line, result[c][p]);
+        }
+      }
+      if (AHEAD) now = next;
     };
-    if (restart >= t + GROUP) {
-      scan_group([](int) { return false; });
-    } else {
-      scan_group([&](int line) {
+    for (int t = 0; t < lines; t += GROUP) {
+#pragma unroll 2
+      for (; t + GROUP <= min(restart, lines); t += GROUP) scan_group(t, [](int) { return false; });
+      if (t >= lines) break;
+      scan_group(t, [&](int line) {
         const bool restarts = line == restart;
         if (restarts) restart += chunk;
         return restarts;
@@ -300,22 +356,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
 #pragma unroll
-      for (int p = 0; p < PACKS; ++p) {
-        const int at = lane.pixel + c * area + lowest_line * lane.line + p * ACROSS * lane.cross;
-        if (exists(c, p * ACROSS)) out.write<PACK>(at, result[c][p]);
+      for (int r = 0; r < ROWS; ++r) {
+        if (h_last && exists(c, r)) h_last[geometry.last.at(b, c0 + slice + c, row0 + r)] = state[c][r];
       }
     }
-    now = next;
-  }
-#pragma unroll
-  for (int c = 0; c < CHANNELS; ++c) {
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-      if (h_last && exists(c, r)) h_last[geometry.last.at(b, c0 + slice + c, row0 + r)] = state[c][r];
+
+    // --- take out ---------------------------------------------------------------------------------------------------
+    __syncwarp();
+    stage.h.take_out(h + lowest(geometry.h, geometry.h.slice(b, c0), scan), slices * area, by, thread, 32);
+    if (STAGES > 1) {
+      __syncwarp();
+      bring(round + 2);
     }
   }
-
-  // --- take out -----------------------------------------------------------------------------------------------------
-  __syncwarp();
-  out.take_out(h + lowest(geometry.h, geometry.h.slice(b, c0), scan), slices * area, by, thread, 32);
 }

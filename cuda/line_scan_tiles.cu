@@ -32,12 +32,9 @@ namespace {
 // of its exchange, so a box needs no emptying, and three boxes in turn do: a warp publishes exchange e + 1 when all warps of
 // its channel have met after exchange e, so they all have read e − 1; whoever reads e + 1 may therefore fill the box of e − 1
 // with e + 2.
-constexpr int BOXES = 3;
-constexpr int BOX_WORDS = 2 * BOXES * SETS * OUTER;
+constexpr int BOXES = 3, BOX_STEP = SETS * OUTER;
+constexpr int BOX_WORDS = 2 * BOXES * BOX_STEP;
 using Word = unsigned long long;
-__device__ __forceinline__ Word* mailbox(Word* mail, int side, unsigned exchange, int set) {
-  return mail + ((side * BOXES + exchange % BOXES) * SETS + set) * OUTER;
-}
 __device__ __forceinline__ Word sealed(State value, unsigned exchange) {
   return static_cast<Word>(exchange) << 32 | __float_as_uint(value);
 }
@@ -78,7 +75,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
   const int first_unit = static_cast<int>(blockIdx.x) / bands * units_of_block;
   const int unit_step = static_cast<int>(gridDim.x) / bands * units_of_block;
 
-  Vector* const ring = dynamic_shared<Vector>();
+  Vector* const ring = kept(dynamic_shared<Vector>());
   State* const edges =
       reinterpret_cast<State*>(ring + RING_VECTORS);  // [2][SETS][BLOCK_ROWS] where there are several warps
   Word *mail_above = nullptr, *mail_below = nullptr;  // the neighbours' boxes, where there are neighbours
@@ -102,12 +99,14 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     const int thread = static_cast<int>(threadIdx.x) - SCANNERS;
     Copier copier(thread);
     int load_unit = first_unit, load_tile = 0, store_unit = first_unit, store_tile = 0;
+    const auto left = [&](int tile) {  // lines, LINES at most
+      return static_cast<int>(min(scan.lines - static_cast<long long>(tile) * LINES, static_cast<long long>(LINES)));
+    };
     const auto load = [&](int count) {
       if (load_unit < rows.units) {
         rows.unit = load_unit;
         if (load_tile == 0) copier.aim(rows, geometry);
-        copier.load(stage_of(ring, count), x, weight, lam, geometry, load_tile,
-                    scan.lines - static_cast<long long>(load_tile) * LINES);
+        copier.load(stage_of(ring, count), x, weight, lam, geometry, load_tile, left(load_tile));
         if (++load_tile == tiles) {
           load_tile = 0;
           load_unit += unit_step;
@@ -118,7 +117,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     const auto store = [&](int count) {
       rows.unit = store_unit;
       if (store_tile == 0) copier.aim_back(rows, geometry);
-      copier.store(ring, count, h, geometry, store_tile, scan.lines - static_cast<long long>(store_tile) * LINES);
+      copier.store(ring, count, h, geometry, store_tile, left(store_tile));
       if (++store_tile == tiles) {
         store_tile = 0;
         store_unit += unit_step;
@@ -147,10 +146,22 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     scanner.row0 = scanner.warp * WARP_STEP + scanner.lane * ROWS;
     scanner.mine = (scanner.warp == 0 || scanner.lane >= INNER / ROWS) &&
                    (scanner.warp == WARPS - 1 || scanner.lane < 32 - INNER / ROWS);
-    scanner.edges = edges;
     auto& state = scanner.state;
     const int row0 = scanner.row0, set = scanner.set;
+    if (WARPS > 1) scanner.edges = kept(edges + set * BLOCK_ROWS + row0);
+
+    // Where this lane's rows are a neighbour's halo, the neighbour's box 0; and its own box 0, where they are of its halo.
+    const int from_top = row0 - OUTER, from_bottom = OUTER + band_rows - ROWS - row0;  // rows to the band's ends
+    Word *give_above = nullptr, *give_below = nullptr;
+    if (OUTER && mail_above && from_top >= 0 && from_top < OUTER) {
+      give_above = mail_above + BOXES * BOX_STEP + set * OUTER + from_top;
+    }
+    if (OUTER && mail_below && from_bottom >= 0 && from_bottom < OUTER) {
+      give_below = mail_below + set * OUTER + OUTER - ROWS - from_bottom;
+    }
+    const Word* const take = mail + set * OUTER + (row0 < OUTER ? row0 : BOXES * BOX_STEP + row0 - OUTER - band_rows);
     unsigned exchanges = 0;
+    int box = 0;  // of this exchange, in words from box 0
     int count = 0;
     block_sync();
     for (int unit = first_unit; unit < rows.units; unit += unit_step) {
@@ -171,39 +182,36 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       long long restart = h0 ? scan.chunk : 0;  // the next line without a previous one
       scanner.primed = false;                   // whatever it read past the last unit's end
 
+      int part = 0;  // of SUB lines, since the last tile at whose end all halos were refreshed
       for (int tile = 0; tile < tiles; ++tile, ++count) {
+        const long long start = static_cast<long long>(tile) * LINES;
+        const int exist = static_cast<int>(min(scan.lines - start, static_cast<long long>(2 * LINES)));
+        int restart_in = static_cast<int>(min(restart - start, static_cast<long long>(LINES)));
 #pragma unroll 1
         for (int first = 0; first < LINES; first += SUB, to += SUB * geometry.h.line) {
-          const long long before = static_cast<long long>(tile) * LINES + first;
-          const long long left = scan.lines - before, restart_in = restart - before;
-          if (left >= SUB && restart_in >= SUB) {
+          const int left = exist - first;
+          if (left >= SUB && restart_in >= first + SUB) {
             scanner.scan<true>(ring, count, first, to, geometry.h, SUB, 0, 0);
           } else if (left > 0) {
             const int chunk = static_cast<int>(min(scan.chunk, static_cast<long long>(SUB)));
-            scanner.scan<false>(ring, count, first, to, geometry.h,
-                                static_cast<int>(min(left, static_cast<long long>(SUB))),
-                                static_cast<int>(min(restart_in, static_cast<long long>(SUB))), chunk);
-            while (restart < before + SUB) restart += scan.chunk;
+            scanner.scan<false>(ring, count, first, to, geometry.h, min(left, SUB), restart_in - first, chunk);
+            while (restart < start + first + SUB) restart += scan.chunk;
+            restart_in = static_cast<int>(min(restart - start, static_cast<long long>(LINES)));
           }
 
           // --- hand the edges to the neighbours' halos: give, meet, take --------------------------------------------
           const bool goes_on = left > SUB, tile_ends = first + SUB == LINES;
-          const int scanned = tile * (LINES / SUB) + first / SUB + 1;  // parts of SUB lines
-          const bool inner = WARPS > 1 && goes_on && scanned % (INNER ? INNER / SUB : 1) == 0;
-          const bool outer = OUTER && bands > 1 && goes_on && scanned % (OUTER ? OUTER / SUB : 1) == 0;
+          ++part;
+          const bool inner = WARPS > 1 && goes_on && part % (INNER ? INNER / SUB : 1) == 0;
+          const bool outer = OUTER && bands > 1 && goes_on && part % (OUTER ? OUTER / SUB : 1) == 0;
           if (outer) {
             ++exchanges;
+            box = box == (BOXES - 1) * BOX_STEP ? 0 : box + BOX_STEP;
             if (scanner.keeps) {
 #pragma unroll
               for (int r = 0; r < ROWS; ++r) {
-                const int from_top = row0 + r - OUTER, from_bottom = band_rows - 1 - from_top;
-                if (from_top < OUTER && band > 0) {
-                  publish(mailbox(mail_above, 1, exchanges, set) + from_top, sealed(state[r], exchanges));
-                }
-                if (from_bottom < OUTER && band + 1 < bands) {
-                  publish(mailbox(mail_below, 0, exchanges, set) + OUTER - 1 - from_bottom,
-                          sealed(state[r], exchanges));
-                }
+                if (give_above) publish(give_above + box + r, sealed(state[r], exchanges));
+                if (give_below) publish(give_below + box + r, sealed(state[r], exchanges));
               }
             }
           }
@@ -214,11 +222,10 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
             group_sync(1 + set, 32 * WARPS);  // warps that do not hand edges on need not meet
           }
           if (outer && scanner.exists && !owned) {
-            const int beyond = row0 - OUTER - band_rows;
-            const Word* const box =
-                row0 < OUTER ? mailbox(mail, 0, exchanges, set) + row0 : mailbox(mail, 1, exchanges, set) + beyond;
+            Word words[ROWS];
+            await_tags(take + box, exchanges, words);
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) state[r] = opened(await_tag(box + r, exchanges));
+            for (int r = 0; r < ROWS; ++r) state[r] = opened(words[r]);
           } else if (inner) {
             scanner.take_inner();
           }

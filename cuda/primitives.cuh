@@ -16,6 +16,43 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(gspn2_dynamic_shared);
 }
 
+// The same pointer into shared memory, kept in a register: left to itself the compiler makes it anew, by dependent instructions,
+// wherever it is used in a cluster.
+template <typename T>
+__device__ __forceinline__ T* kept(T* shared) {
+  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("" : "+r"(address));
+  return reinterpret_cast<T*>(__cvta_shared_to_generic(address));
+}
+
+// Write 2, 4, 8 or 16 bytes to shared memory if `wanted`: by a predicate, where after a branch the compiler would guard every
+// shuffle that follows.
+template <typename Piece>
+__device__ __forceinline__ void write_shared(bool wanted, Piece* shared, const Piece& piece) {
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int p = static_cast<int>(wanted);
+  if constexpr (sizeof(Piece) == 2) {
+    const unsigned short v = reinterpret_cast<const unsigned short&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.shared.u16 [%0], %1; }" ::"r"(target), "h"(v), "r"(p)
+                 : "memory");
+  } else if constexpr (sizeof(Piece) == 4) {
+    const unsigned v = reinterpret_cast<const unsigned&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.shared.u32 [%0], %1; }" ::"r"(target), "r"(v), "r"(p)
+                 : "memory");
+  } else if constexpr (sizeof(Piece) == 8) {
+    const uint2 v = reinterpret_cast<const uint2&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; @p st.shared.v2.u32 [%0], {%1, %2}; }" ::"r"(target), "r"(v.x),
+                 "r"(v.y), "r"(p)
+                 : "memory");
+  } else {
+    static_assert(sizeof(Piece) == 16, "what one instruction writes");
+    const uint4 v = reinterpret_cast<const uint4&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.shared.v4.u32 [%0], {%1, %2, %3, %4}; }" ::"r"(target),
+                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(p)
+                 : "memory");
+  }
+}
+
 // Wait for every thread of the block. Unlike __syncthreads it may be called by each warp from a place of its own.
 __device__ __forceinline__ void block_sync() {
   asm volatile("barrier.sync 0;" ::: "memory");
@@ -28,23 +65,31 @@ __device__ __forceinline__ void group_sync(int barrier, int threads) {
 
 // --- asynchronous copies from global to shared memory (sm_80) ---------------------------------------------------------
 
-// Start copying 16 bytes, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0. The `Around` bytes
-// (64, 128 or 256) that hold them are asked into L2: on an H200, rows read 64 bytes at a time came at 0.59 of a copy's speed
-// without, 0.92 with 256.
+// Start copying 16 bytes if `wanted`, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0. The
+// `Around` bytes (64, 128 or 256) that hold them are asked into L2: on an H200, rows read 64 bytes at a time came at 0.59 of a
+// copy's speed without, 0.92 with 256. A predicate, and no branch: a copying thread starts dozens of them in a row.
+#define GSPN2_COPY_ASYNC_16(around)                                                                     \
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async.cg.shared.global.L2::" around         \
+               " [%0], [%1], 16, %3; }" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))), \
+               "l"(global), "r"(static_cast<int>(wanted)), "r"(valid_bytes)                             \
+               : "memory")
 template <int Around>
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int valid_bytes) {
-  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  if (Around == 256) {
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(valid_bytes)
-                 : "memory");
-  } else if (Around == 128) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(valid_bytes)
-                 : "memory");
-  } else {
-    static_assert(Around == 64 || Around == 128 || Around == 256, "what PTX knows");
-    asm volatile("cp.async.cg.shared.global.L2::64B [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(valid_bytes)
-                 : "memory");
-  }
+__device__ __forceinline__ void copy_async_16(bool wanted, void* shared, const void* global, int valid_bytes) {
+  static_assert(Around == 64 || Around == 128 || Around == 256, "what PTX knows");
+  if (Around == 64) GSPN2_COPY_ASYNC_16("64B");
+  if (Around == 128) GSPN2_COPY_ASYNC_16("128B");
+  if (Around == 256) GSPN2_COPY_ASYNC_16("256B");
+}
+#undef GSPN2_COPY_ASYNC_16
+
+// Copy 16 bytes from shared to global memory if `wanted`, both ends aligned to 16; by predicates, as above.
+__device__ __forceinline__ void copy_out_16(bool wanted, void* global, const void* shared) {
+  const unsigned source = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile(
+      "{ .reg .pred p; .reg .u32 a, b, c, d; setp.ne.s32 p, %2, 0; @p ld.shared.v4.u32 {a, b, c, d}, [%1]; "
+      "@p st.global.v4.u32 [%0], {a, b, c, d}; }" ::"l"(global),
+      "r"(source), "r"(static_cast<int>(wanted))
+      : "memory");
 }
 
 // Start copying a few bytes, both ends aligned to as many.
@@ -77,13 +122,20 @@ __device__ __forceinline__ void publish(unsigned long long* slot, unsigned long 
   asm volatile("st.relaxed.gpu.u64 [%0], %1;" ::"l"(slot), "l"(word) : "memory");
 }
 
-// Wait until the upper half of a word is `tag`, and return the word.
-__device__ __forceinline__ unsigned long long await_tag(const unsigned long long* slot, unsigned tag) {
-  unsigned long long word;
-  do {
-    asm volatile("ld.relaxed.gpu.u64 %0, [%1];" : "=l"(word) : "l"(slot) : "memory");
-  } while (static_cast<unsigned>(word >> 32) != tag);
-  return word;
+// Wait until the upper half of each of neighbouring words is `tag`.
+template <int Count>
+__device__ __forceinline__ void await_tags(const unsigned long long* slots, unsigned tag,
+                                           unsigned long long (&words)[Count]) {
+  bool all;
+  do {  // all of them are on their way at once
+#pragma unroll
+    for (int k = 0; k < Count; ++k) {
+      asm volatile("ld.relaxed.gpu.u64 %0, [%1];" : "=l"(words[k]) : "l"(slots + k) : "memory");
+    }
+    all = true;
+#pragma unroll
+    for (int k = 0; k < Count; ++k) all = all && static_cast<unsigned>(words[k] >> 32) == tag;
+  } while (!all);
 }
 
 // --- clusters: blocks that run at the same time and reach each other's shared memory (sm_90) --------------------------

@@ -128,11 +128,12 @@ struct Strip {
   __device__ __forceinline__ int place(int k) const {  // COPYING vectors hold whole periods of Lay::place
     return ALONG ? Lay::place(thread / Lay::SLOT_VECTORS, n(0)) + k * COPYING : which(k);
   }
-  __device__ __forceinline__ bool in(int k, long long left) const { return Lay::first_line(n(k)) < left; }
+  __device__ __forceinline__ bool in(int k, int left) const { return left >= LINES || Lay::first_line(n(k)) < left; }
 };
 
 // A copying thread keeps the addresses of its vectors in registers, and when it has written h out it may start the next copy over
-// it. An address is that of tile 0; -1: nothing is there to be copied.
+// it. An address is that of tile 0; a negative one: nothing is there to be copied.
+constexpr Offset NOWHERE = -16;  // as aligned as any address: copies of no bytes start from there
 struct Copier {
   Strip<WEIGHT> of_taps;
   Strip<SCALAR> of_images;
@@ -161,13 +162,13 @@ struct Copier {
 #pragma unroll
     for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
       const bool exists = of_taps.has(k) && rows.exists(of_taps.row(k));
-      taps[k] = exists ? address(rows, of_taps, k, geometry.weight, true, first_taps) : Offset(-1);
+      taps[k] = exists ? address(rows, of_taps, k, geometry.weight, true, first_taps) : NOWHERE;
     }
 #pragma unroll
     for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
       const bool exists = of_images.has(k) && rows.exists(of_images.row(k));
-      x[k] = exists ? address(rows, of_images, k, geometry.x, false, first_x) : Offset(-1);
-      if (HAS_LAM) lam[k] = exists ? address(rows, of_images, k, geometry.lam, false, first_lam) : Offset(-1);
+      x[k] = exists ? address(rows, of_images, k, geometry.x, false, first_x) : NOWHERE;
+      if (HAS_LAM) lam[k] = exists ? address(rows, of_images, k, geometry.lam, false, first_lam) : NOWHERE;
     }
   }
   // Take up the unit whose h is to be stored.
@@ -176,62 +177,56 @@ struct Copier {
 #pragma unroll
     for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
       const int row = of_results.row(k);
-      h[k] = of_results.has(k) && rows.owns(row) ? address(rows, of_results, k, geometry.h, false, first) : Offset(-1);
+      h[k] = of_results.has(k) && rows.owns(row) ? address(rows, of_results, k, geometry.h, false, first) : NOWHERE;
       if (BESIDE_ROWS) beside_at[k] = beside(row) ? place_beside(row, of_results.n(k)) : -1;
     }
   }
 
   // Start the copies of a tile of which `left` lines exist; what does not exist becomes 0.
   __device__ __forceinline__ void load(Vector* stage, const SCALAR* signal, const WEIGHT* weight, const SCALAR* scale,
-                                       const Geometry& geometry, long long tile, long long left) const {
-    const WEIGHT* const first_tap = weight + tile * LINES * geometry.weight.line;
+                                       const Geometry& geometry, int tile, int left) const {
+    const long long line = static_cast<long long>(tile) * LINES;
 #pragma unroll
-    for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
-      if (!of_taps.has(k)) continue;
-      const bool exists = taps[k] >= 0 && of_taps.in(k, left);
-      const WEIGHT* const from = exists ? first_tap + taps[k] : weight;
+    for (int tap = 0; tap < 3; ++tap) {
+      const WEIGHT* const from = weight + line * geometry.weight.line + tap * geometry.weight.tap;
 #pragma unroll
-      for (int tap = 0; tap < 3; ++tap) {
-        copy_async_16<FETCH>(stage + tap * TAPS_VECTORS + of_taps.place(k), from + tap * geometry.weight.tap,
-                             exists ? 16 : 0);
+      for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
+        Vector* const target = stage + tap * TAPS_VECTORS + of_taps.place(k);
+        const int bytes = taps[k] >= 0 && of_taps.in(k, left) ? 16 : 0;
+        copy_async_16<FETCH>(of_taps.has(k), target, from + taps[k], bytes);
       }
     }
-    const SCALAR* const first_x = signal + tile * LINES * geometry.x.line;
-    const SCALAR* const first_lam = scale + tile * LINES * geometry.lam.line;
     Vector* const images = stage + 3 * TAPS_VECTORS;
 #pragma unroll
-    for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
-      if (!of_images.has(k)) continue;
-      const bool exists = x[k] >= 0 && of_images.in(k, left);
-      const SCALAR *const from_x = exists ? first_x + x[k] : signal, *const from_lam =
-                                                                         exists ? first_lam + lam[k] : scale;
+    for (int c = 0; c < BLOCK_CHANNELS; ++c) {
+      const SCALAR* const from_x = signal + line * geometry.x.line + c * geometry.x.channel;
+      const SCALAR* const from_lam = scale + line * geometry.lam.line + c * geometry.lam.channel;
 #pragma unroll
-      for (int c = 0; c < BLOCK_CHANNELS; ++c) {
+      for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
+        const bool has = of_images.has(k);
+        const int bytes = x[k] >= 0 && of_images.in(k, left) ? 16 : 0;
         Vector* const target = images + c * IMAGE_VECTORS + of_images.place(k);
-        copy_async_16<FETCH>(target, from_x + c * geometry.x.channel, exists ? 16 : 0);
-        if (HAS_LAM) {
-          copy_async_16<FETCH>(target + BLOCK_CHANNELS * IMAGE_VECTORS, from_lam + c * geometry.lam.channel,
-                               exists ? 16 : 0);
-        }
+        copy_async_16<FETCH>(has, target, from_x + x[k], bytes);
+        if (HAS_LAM) copy_async_16<FETCH>(has, target + BLOCK_CHANNELS * IMAGE_VECTORS, from_lam + lam[k], bytes);
       }
     }
   }
 
   // Write a tile's h to global memory, along the scan. `count`: the block's tiles before it, which tells where it lies.
-  __device__ __forceinline__ void store(Vector* ring, int count, RESULT* result, const Geometry& geometry,
-                                        long long tile, long long left) const {
-    RESULT* const to = result + tile * LINES * geometry.h.line;
+  __device__ __forceinline__ void store(Vector* ring, int count, RESULT* result, const Geometry& geometry, int tile,
+                                        int left) const {
+    const long long line = static_cast<long long>(tile) * LINES;
     const Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS;
     const Vector* const aside = ring_beside(ring, count);
 #pragma unroll
-    for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
-      if (h[k] < 0 || !of_results.in(k, left)) continue;
-      const bool is_beside = BESIDE_ROWS && beside_at[k] >= 0;
-      const Vector* const from = is_beside ? aside + beside_at[k] : over + of_results.place(k);
+    for (int c = 0; c < BLOCK_CHANNELS; ++c) {
+      RESULT* const to = result + line * geometry.h.line + c * geometry.h.channel;
 #pragma unroll
-      for (int c = 0; c < BLOCK_CHANNELS; ++c) {
-        *reinterpret_cast<Vector*>(to + c * geometry.h.channel + h[k]) =
-            from[c * (is_beside ? BESIDE_VECTORS : IMAGE_VECTORS)];
+      for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
+        const bool is_beside = BESIDE_ROWS && beside_at[k] >= 0;
+        const Vector* const from =
+            is_beside ? aside + c * BESIDE_VECTORS + beside_at[k] : over + c * IMAGE_VECTORS + of_results.place(k);
+        copy_out_16(h[k] >= 0 && of_results.in(k, left), to + h[k], from);
       }
     }
   }

@@ -37,8 +37,8 @@ struct Scanner {
   int row0, set, warp, lane;  // first row within the block, channel, warp of the rows, lane
   bool has_above, has_below;  // whether row0 - 1 and row0 + ROWS are in the image
   bool exists, mine, keeps;   // whether these rows exist, are this warp's own, are this block's own too
-  State* edges;               // [2][BLOCK_CHANNELS][BLOCK_ROWS]: between warps
-  int exchanges = 0;          // between warps, so far
+  State* edges = nullptr;     // this lane's, of [2][BLOCK_CHANNELS][BLOCK_ROWS]: between warps
+  int side = 0;               // which of both is in use, in elements
   Group group;                // the lines that are computed
   bool primed = false;        // whether it holds the next ones already
 
@@ -95,7 +95,6 @@ struct Scanner {
   __device__ __forceinline__ void leave(const Pack<RESULT, PACK> (&result)[PACKS], Vector* ring, int count,
                                         int n0) const {
     using Lay = gspn2::Layout<RESULT>;
-    if (!keeps) return;
     const int n = (REVERSED ? LINES - GROUP - n0 : n0) / Lay::VECTOR;
     const bool is_beside = beside(row0);
     Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS + set * IMAGE_VECTORS;
@@ -106,7 +105,7 @@ struct Scanner {
       for (int v = 0; v < PACK / Lay::VECTOR; ++v) {
         Vector* const to =
             is_beside ? aside + place_beside(row0 + p, n + v) : over + Lay::place(Lay::slot_of_row(row0 + p), n + v);
-        *to = reinterpret_cast<const Vector&>(result[p].value[v * Lay::VECTOR]);
+        write_shared(keeps, to, reinterpret_cast<const Vector&>(result[p].value[v * Lay::VECTOR]));
       }
     }
   }
@@ -128,20 +127,17 @@ struct Scanner {
   }
 
   // Every INNER lines the warps of a block refresh their halos: first all give, then, when they have met, all take.
-  __device__ __forceinline__ State* edges_now() const {
-    return edges + (exchanges % 2 * SETS + set) * BLOCK_ROWS + row0;
-  }
   __device__ __forceinline__ void give_inner() {
     if (WARPS == 1) return;
-    ++exchanges;
+    side = SETS * BLOCK_ROWS - side;
     if (!mine || (lane >= 2 * INNER / ROWS && lane < 32 - 2 * INNER / ROWS)) return;
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) edges_now()[r] = state[r];
+    for (int r = 0; r < ROWS; ++r) edges[side + r] = state[r];
   }
   __device__ __forceinline__ void take_inner() {
     if (mine) return;
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) state[r] = edges_now()[r];
+    for (int r = 0; r < ROWS; ++r) state[r] = edges[side + r];
   }
 
   // Scan SUB lines of a tile, from line `first` on. WHOLE: all are there and none restarts; otherwise `left` are, and line

@@ -119,7 +119,7 @@ TAPS = np.dtype(_struct("origin", "batch", "group", "tap", "line", "cross"))
 LINE = np.dtype(_struct("batch", "channel", "cross"))
 SCAN = np.dtype(_struct("batch", "channels", "channels_per_group", "lines", "width", "chunk", "along"))
 BANDS = np.dtype(_struct("count", "rows", "units"))
-RUNS = np.dtype(_struct("images", "taps", "turn"))
+RUNS = np.dtype(_struct("images", "taps", "turn", "rounds"))
 GEOMETRY = np.dtype(
     [("scan", SCAN), ("bands", BANDS), ("runs", RUNS)]
     + [(name, IMAGE) for name in ("x", "lam", "h", "dh", "g", "dx", "dlam")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from gspn2_cupy import _plan
@@ -28,8 +28,8 @@ def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
     """Plan a forward scan on a device."""
     if limits.compute_capability >= ASYNCHRONOUS_COPIES:
         tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and all(map(_in_vectors, (*scan.images, scan.weight)))
-        if scan.width <= LANES or not tiled:
-            enough = 8 if tiled else 1  # warps; with fewer, tiles hide the waits better
+        if scan.width <= _widest_slice(scan) or not tiled:
+            enough = 5 if tiled else 1  # warps; with fewer, tiles hide the waits better
             for slices in _slices(limits, scan, enough):
                 reason = f"a warp holds {slices.units} slices of {scan.width} rows in shared memory"
                 plan = slices_plan(limits, slices, scan, reason)
@@ -58,31 +58,110 @@ def _in_vectors(layout: Layout) -> bool:
 # --- whole slices in shared memory ------------------------------------------------------------------------------------
 
 
+def _widest_slice(scan: ForwardScan) -> int:
+    """Rows up to which slices in shared memory beat tiles, where both can be had."""
+    shared, short = scan.groups < scan.x.shape[1], scan.x.itemsize == 2
+    if scan.along:
+        return 64 if short else 48 if shared else 40
+    return LANES if short else 40 if shared else 36
+
+
+@dataclass(frozen=True)
+class _Dealer:
+    """Deals the slices of a scan out to warps and blocks."""
+
+    limits: DeviceLimits
+    scan: ForwardScan
+
+    @property
+    def shared(self) -> bool:
+        """Whether channels share weights."""
+        return self.scan.groups < self.scan.x.shape[1]
+
+    @property
+    def family(self) -> int:
+        """Slices that may share a block."""
+        channels = self.scan.x.shape[1]
+        return channels // self.scan.groups if self.shared else channels
+
+    def shape(self, warps: int, rounds: int = 1) -> Slices:
+        """Deal as many slices to a warp as it has lanes for."""
+        carried = carried_channels(self.scan)
+        rows = rows_of_lane(self.scan)
+        lanes = -(-self.scan.width // rows)
+        return Slices(rows, carried, warps, max(1, min(LANES // lanes, self.family // carried)), rounds)
+
+    def blocks(self, slices: Slices) -> int:
+        """Blocks of a launch."""
+        of_family = -(-self.family // (slices.rounds * slices.warps * slices.units))
+        return self.scan.slices // self.family * of_family
+
+    def resident(self, slices: Slices) -> int:
+        """Blocks that a multiprocessor holds at once: 32 warps at most, of 64 registers a thread."""
+        taken = bytes_of_block(slices, self.scan) + BESIDE_SHARED
+        return min(self.limits.shared_bytes_per_multiprocessor // taken, 32 // slices.warps)
+
+    def busiest(self, slices: Slices) -> int:
+        """Blocks of the multiprocessor that has most."""
+        return -(-self.blocks(slices) // self.limits.multiprocessors)
+
+
 def _slices(limits: DeviceLimits, scan: ForwardScan, enough: int) -> Iterator[Slices]:
-    """Yield shapes, best first, of which a multiprocessor holds ``enough`` warps."""
-    channels, groups, across = scan.x.shape[1], scan.groups, scan.width
-    shared, short = groups < channels, scan.x.itemsize == 2
-    family = channels // groups if shared else channels
-    rows = 1 << max(0, (across - 1).bit_length() - 5)
-    if shared and short and not scan.along and rows == 1 and across % 2 == 0:
-        rows = 2  # read by one instruction
-    lanes = -(-across // rows)
-    if rows > 4:
+    """Yield shapes, best first; in one round those of which a multiprocessor holds ``enough`` warps."""
+    deal = _Dealer(limits, scan)
+    if rows_of_lane(scan) > 4:
         return
-    for warps in WARPS if shared else (1,):
-        for carried in carried_channels(scan, rows):
-            slices = Slices(rows, carried, warps, max(1, min(LANES // lanes, family // carried)))
-            taken = bytes_of_block(slices, scan) + BESIDE_SHARED
-            blocks = scan.slices // family * -(-family // (warps * slices.units))
-            busy = blocks >= limits.multiprocessors or warps * carried == 1
-            if busy and limits.shared_bytes_per_multiprocessor // taken * warps >= enough:
-                yield slices
+    single = [deal.shape(warps) for warps in (WARPS if deal.shared else (1,))]
+    single = [slices for slices in single if deal.resident(slices) * slices.warps >= enough]
+    busy = [slices for slices in single if slices.warps == 1 or deal.blocks(slices) >= 0.7 * limits.multiprocessors]
+    if busy and deal.busiest(busy[0]) <= 2 * deal.resident(busy[0]):
+        yield from _in_rounds(deal, busy[0])
+    yield from busy
 
 
-def carried_channels(scan: ForwardScan, rows: int) -> tuple[int, ...]:
-    """Return how many channels a lane may carry, best first, for whose weights it then reads once."""
-    enough_registers = not (rows == 4 and scan.h.itemsize == 4)
-    return (2, 1) if scan.groups < scan.x.shape[1] and scan.x.itemsize == 2 and enough_registers else (1,)
+def _in_rounds(deal: _Dealer, single: Slices) -> Iterator[Slices]:
+    """Yield the best shape that brings slices while it scans others and whose blocks all run at once, if any pays.
+
+    Where a multiprocessor would have no more than two waves of blocks, all load at once, and then all scan.
+    """
+    multiprocessors = deal.limits.multiprocessors
+    preferred = (3, 4, 2) if deal.scan.along else (2, 3, 4)  # rounds, as measured
+    shapes = [deal.shape(warps, rounds) for warps in warps_in_rounds(deal.scan) for rounds in preferred]
+
+    def scans(slices: Slices) -> int:  # of the busiest multiprocessor's warps
+        return deal.busiest(slices) * slices.warps * slices.rounds
+
+    fitting = [
+        slices
+        for slices in shapes
+        if _busy(deal.limits) <= deal.blocks(slices) <= deal.resident(slices) * multiprocessors
+        and scans(slices) <= scans(single)
+    ]
+    if fitting and scans(single) >= 16 and single.channels == 1:
+        few = {slices: deal.busiest(slices) * slices.warps < 8 for slices in fitting}
+        yield min(fitting, key=lambda slices: (scans(slices), few[slices], preferred.index(slices.rounds)))
+
+
+def rows_of_lane(scan: ForwardScan) -> int:
+    """Return how many rows of a slice a lane carries."""
+    rows = 1 << max(0, (scan.width - 1).bit_length() - 5)
+    pairs = scan.groups < scan.x.shape[1] and scan.x.itemsize == 2 and not scan.along and scan.width % 2 == 0
+    return 2 if pairs and rows == 1 else rows  # a pair is read by one instruction
+
+
+def warps_in_rounds(scan: ForwardScan) -> tuple[int, ...]:
+    """Return how many warps a block that works in rounds may have; none where that was never seen to pay."""
+    shared = scan.groups < scan.x.shape[1]
+    if rows_of_lane(scan) > 2 or not (shared or scan.along):
+        return ()
+    if not shared:
+        return (1,)
+    return (2, 4) if not scan.along and scan.x.itemsize == 2 else (4, 8)
+
+
+def carried_channels(scan: ForwardScan) -> int:
+    """Return how many channels a lane carries, whose weights it reads once: two where slices are very small."""
+    return 2 if scan.width <= 8 and scan.groups < scan.x.shape[1] and scan.x.itemsize == 2 else 1
 
 
 # --- tiles ------------------------------------------------------------------------------------------------------------
@@ -91,8 +170,9 @@ def carried_channels(scan: ForwardScan, rows: int) -> tuple[int, ...]:
 def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
     """Yield shapes, best first; each also with less memory, for smaller devices."""
     per_group = scan.x.shape[1] // scan.groups
-    # Warps that share staged weights pay where weights are many of the bytes read from L2: in the 16-bit types.
-    sets = 1 if scan.x.itemsize == 4 else next(sets for sets in (4, 2, 1) if per_group % sets == 0)
+    # Warps that share staged weights pay where weights are many of the bytes read from L2: most in the 16-bit types.
+    most = (2, 1) if scan.x.itemsize == 4 else (4, 2, 1)
+    sets = next(sets for sets in most if per_group % sets == 0)
     shapes = _along(limits, scan, sets) if scan.along else _down(limits, scan, sets)
     for tiles in shapes:
         sets = tiles.sets
@@ -118,24 +198,27 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
     two = 2 if across % 2 == 0 else 1
     pair = min(sets, 2)
     if across <= 64 and across % 2 == 0:
-        yield Tiles(2, sets, 1, 4, *((32, 0, 0, 2, 8, False, 1, 128) if short else (16, 0, 0, 3, 4)))
+        yield Tiles(2, sets, 1, 4, *((32, 0, 0, 2, 8, False, 1, 128) if short else (16, 0, 0, 3, 4, sets == 1)))
     elif across <= 128 and across % 4 == 0 and short:
-        yield Tiles(4, pair, 1, 4, 32, 0, 0, 2, vector, False, 1, 64)
+        yield Tiles(4, pair, 1, 4, 32, 0, 0, 3, vector, False, 1, 64)
     elif across <= 128 and across % 2 == 0:
         yield _cut(across, Tiles(2, 1, 1, 4, 16, 16, 0, 4, vector))
     elif across <= 32:
         yield Tiles(1, sets, 1, 2, 4 * vector, 0, 0, 3, vector)
-    cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
-    if two == 2 and _has_clusters(limits) and 128 < across <= 1024 and (not short or slices * 8 < _busy(limits)):
-        fetch = 256 if slices * 8 >= _busy(limits) else 64 if short else 128
-        yield _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, 4, 16, 16, 16, 4, vector, True, cluster, fetch))
+    few = slices * 8 < _busy(limits)
+    if few and two == 2 and _has_clusters(limits) and 128 < across <= 1024:
+        cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
+        shape = (32, 16, 16, 4, 8, False, cluster, 64) if short else (16, 16, 16, 4, 4, True, cluster, 128)
+        yield _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, 4, *shape))
     if short and across > 128:
         yield from _cheapest_along(limits, scan, pair)
+    elif two == 2:
+        yield Tiles(2, 1, 4, 4, 32, 16, 0 if across <= 160 else 16, 2, vector, False)
     depth = 16 if two == 2 else 8
     for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
         count = warps * 2 // two
         inner = depth if count > 1 else 0
-        yield Tiles(two, pair, count, 4, lines, inner, depth, 4, vector, fetch=128 if short else 256)
+        yield Tiles(two, pair if short else 1, count, 4, lines, inner, depth, 4, vector, fetch=128 if short else 256)
 
 
 def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Iterator[Tiles]:
@@ -145,7 +228,7 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
     run at once come in rounds. Four rows of a lane are cheaper than two. Halos of 16 rows are refreshed twice as often
     as halos of 32, which is cheaper in a cluster than through global memory.
     """
-    across, units = scan.width, scan.slices // pair
+    across = scan.width
 
     def blocks(tiles: Tiles) -> int:
         return -(-across // (tiles.block_rows - 2 * tiles.outer))
@@ -154,15 +237,17 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
     if across % 4 == 0:
         four = Tiles(4, pair, 2, 4, 32, 8, 0, 2, 8, False, 1, 128)
         cut = replace(four, outer=16)
-        shapes += [(four, 0.55), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]
+        one = replace(four, sets=1, warps=3, inner=32)
+        shapes += [(four, 0.55), (one, 0.43), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]
+        shapes += [(replace(four, inner=32, outer=32), 0.63 if pair == 2 else 0.46), (replace(one, outer=32), 0.45)]
         if _has_clusters(limits):  # not measured elsewhere
             shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
     if across % 2 == 0 and pair == 1:
         shapes += [(Tiles(2, 1, 4, 4, 16, 16, 16, 4, 8, True, 1, 128), 0.58)]
-    elif across % 2 == 0 and scan.h.itemsize == 2 and limits.compute_capability >= (9, 0):  # or registers are too few
-        two = Tiles(2, 2, 4, 4, 32, 16, 0, 2, 8, True, 1, 128)
+    elif across % 2 == 0:
+        two = Tiles(2, 2, 4, 4, 32, 16, 0, 2, 8, False, 1, 128)
         cut = replace(two, outer=16)
-        shapes += [(two, 0.7), (cut, 0.79)]
+        shapes += [(two, 0.7), (cut, 0.78)]
         if _has_clusters(limits):
             shapes += [(replace(cut, cluster=blocks(cut)), 0.76)]
 
@@ -172,7 +257,7 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
         whole = tiles.outer == 0
         if whole != (blocks(tiles) == 1) or tiles.cluster > LARGEST_CLUSTER or at_once == 0:
             return math.inf
-        return -(-units // at_once) * tiles.block_rows * of_row
+        return -(-(scan.slices // tiles.sets) // at_once) * tiles.block_rows * of_row
 
     for found, tiles in sorted(((cost(*shape), shape[0]) for shape in shapes), key=lambda costed: costed[0]):
         if found < math.inf:
@@ -187,22 +272,26 @@ def _down(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]
         yield Tiles(2, sets, 1, 2, 4, 0, 0, 4, 4)
     elif short and across <= 256:
         yield Tiles(4 if across <= 128 else 8, pair, 1, 4, 8, 0, 0, 4, 4, False)
+    elif across <= 64 and sets > 1:
+        yield Tiles(2, sets, 1, 2, 4, 0, 0, 4, 4, False)
     elif across <= 128:
         yield Tiles(4, 1, 1, 2, 4, 0, 0, 4, 4, False)
+    if short and 256 < across <= 448 and slices // pair >= _busy(limits):
+        yield Tiles(8, pair, 2, 4, 8, 32, 0, 3, 4, False)
     if _has_clusters(limits) and across <= 1024:
         if short and across <= 512 and slices // pair * 2 >= _busy(limits):
-            yield _cut(-(-across // 2) + 64, Tiles(4, pair, 1, 4, 8, 16, 32, 3, 2, False, 2))
+            yield _cut(-(-across // 2) + 64, Tiles(4, pair, 1, 4, 8, 16, 32, 3, 8, False, 2))
         elif short and slices // pair * 2 >= _busy(limits):
-            yield _cut(-(-across // 2) + 128, Tiles(8, pair, 1, 4, 4, 32, 64, 4, 4, False, 2))
+            yield _cut(-(-across // 2) + 128, Tiles(8, pair, 1, 4, 4, 32, 64, 3, 4, False, 2))
         elif not short and slices * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, 1, 1, 4, 4, 32, 32, 4, 2, True, 2))
         elif not short:
             yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, 4, 16, 32, 32, 3, 4, True, 8))
     wide = (
         [
-            Tiles(4, pair, 4, 4, 8, 16, 64, 3, 2, False),
-            Tiles(2, pair, 5, 4, 8, 8, 32, 3, 4, False),
-            Tiles(2, pair, 4, 4, 8, 8, 32, 3, 4, False),
+            Tiles(4, pair, 4, 4, 8, 16, 64, 4, 8, False),
+            Tiles(2, pair, 5, 4, 8, 8, 32, 3, 8, False),
+            Tiles(2, pair, 4, 4, 8, 8, 32, 3, 8, False),
         ]
         if short
         else [
@@ -213,7 +302,7 @@ def _down(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]
         if slices // tiles.sets * -(-across // (tiles.block_rows - 2 * tiles.outer)) >= 0.8 * limits.multiprocessors:
             yield tiles
     for warps in (4, 2):
-        yield Tiles(2, 1, warps, 2, 16, 16, 32, 3, 4) if short else Tiles(4, 1, warps, 2, 8, 16, 32, 3, 2)
+        yield Tiles(2, 1, warps, 2, 16, 16, 32, 3, 8) if short else Tiles(4, 1, warps, 2, 8, 16, 32, 3, 2)
     yield Tiles(vector, 1, 1, 2, 8, 0, 32, 3, 2)
 
 

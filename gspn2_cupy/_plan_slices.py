@@ -20,11 +20,17 @@ class Slices:
     channels: int  # channels a lane carries, which share their weights
     warps: int  # of a block
     side_by_side: int  # lanes' slices in a warp, times `channels` of them
+    rounds: int = 1  # of a warp; with several it brings the slices of the next one while it scans
 
     @property
     def units(self) -> int:
-        """Slices of a warp."""
+        """Slices of a warp in a round."""
         return self.channels * self.side_by_side
+
+    @property
+    def stages(self) -> int:
+        """Rounds whose slices are in shared memory at once."""
+        return min(self.rounds, 2)
 
 
 def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
@@ -40,15 +46,15 @@ def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason:
     if slices.side_by_side * -(-width // rows) > 32 or (slices.channels > 1 and not shared):
         return None
     family = channels // groups if shared else channels
-    blocks = -(-family // (slices.warps * slices.units))
+    blocks = -(-family // (slices.rounds * slices.warps * slices.units))
     shared_bytes = bytes_of_block(slices, scan)
     if shared_bytes > limits.shared_bytes_per_block:
         return None
     geometry = scan.geometry()
     geometry["bands"] = (blocks, width, slices.units)
-    row_vectors, rest = divmod(image_width * x.itemsize, 16)
-    group = 16 // x.itemsize if along and rest == 0 else 1
-    turn = turn_of(row_vectors * rows) if group > 1 else 0
+    most = 16 // x.itemsize  # lines that a lane reads at once: of a row, as many as divide it
+    group = math.gcd(image_width, most) if along else 1
+    turn = turn_of(image_width // most * rows) if group == most else 0
     first_family = family * area if shared and groups > 1 else 0
 
     def copied_by(layouts: Sequence[Layout], run: int) -> int:
@@ -67,11 +73,11 @@ def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason:
         "ROWS": rows,
         "RAGGED": int(width % rows != 0),
         "CHANNELS": slices.channels,
-        "WARPS": slices.warps,
         "SHARED": int(shared),
         "GROUP": group,
+        "STAGES": slices.stages,
     }
-    geometry["runs"] = (copied_by(scan.images, image_run), copied_by([weight], taps_run), turn)
+    geometry["runs"] = (copied_by(scan.images, image_run), copied_by([weight], taps_run), turn, slices.rounds)
     return LaunchPlan(
         spec=KernelSpec("line_scan_slices.cu", "line_scan_slices", scan.types + definitions(defines)),
         grid=(batch * (groups if shared else 1) * blocks, 1, 1),
@@ -102,4 +108,5 @@ def bytes_of_block(slices: Slices, scan: ForwardScan) -> int:
     taps = region(3 * area * (1 if shared else slices.units), scan.weight)
     h = scan.h if scan.h.itemsize != scan.x.itemsize else None  # else it lies over x
     warp = sum(region(slices.units * area, layout) for layout in (scan.x, scan.lam, h) if layout is not None)
-    return taps + slices.warps * warp if shared else slices.warps * (taps + warp)
+    copies = slices.warps * slices.stages
+    return taps + copies * warp if shared else copies * (taps + warp)

@@ -70,6 +70,8 @@ def _registers(tiles: Tiles, scan: ForwardScan, offset: int) -> int:
     x, weight = scan.x, scan.weight
     elements = tiles.rows * (16 // x.itemsize if scan.along else tiles.group)
     group = elements * (3 * weight.itemsize + (1 if scan.lam is None else 2) * x.itemsize) // 4
+    if not scan.along and tiles.group > 4:
+        group += elements * scan.h.itemsize // 4  # the results of fewer lines fit into what everything else takes
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
     converted = 8 if tiles.ahead and x.c_name == "__half" else 0  # which takes more than bfloat16's shift

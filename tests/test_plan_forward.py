@@ -87,7 +87,7 @@ def test_plans_keep_their_promises(device, direction, shape, kind, sharing):
     if kernel_of(plan) == "tiles":
         tiles_keep_their_promises(limits, plan, across)
     elif kernel_of(plan) == "slices":
-        slices_keep_their_promises(plan, shape, across)
+        slices_keep_their_promises(limits, plan, shape, across, KINDS[kind])
     else:
         # Too little shared memory; slices of more bands than fit on the device at once; or rows of broken vectors.
         assert device.startswith("RTX") or (device == "small Hopper" and max(shape) > 1024) or shape[3] % 8
@@ -121,23 +121,23 @@ def tiles_keep_their_promises(limits, plan, across):
     assert str(across) in plan.reason
 
 
-def slices_keep_their_promises(plan, shape, across):
-    sizes, bands = sizes_of(plan), plan.geometry["bands"]
+def slices_keep_their_promises(limits, plan, shape, across, itemsize):
+    sizes, bands, runs = sizes_of(plan), plan.geometry["bands"], plan.geometry["runs"]
     lanes = -(-across // sizes["ROWS"])
     assert bands["units"] // sizes["CHANNELS"] * lanes <= 32
-    family = shape[1]
-    assert (
-        bands["count"] * sizes["WARPS"] * bands["units"]
-        >= family
-        > (bands["count"] - 1) * sizes["WARPS"] * bands["units"]
-    )
+    warps = plan.block[0] // 32
+    family, of_block = shape[1], runs["rounds"] * warps * bands["units"]
+    assert bands["count"] * of_block >= family > (bands["count"] - 1) * of_block
+    assert sizes["STAGES"] == (1 if runs["rounds"] == 1 else 2)
+    if runs["rounds"] > 1:  # all of its blocks run at once
+        resident = limits.shared_bytes_per_multiprocessor // (plan.shared_bytes + 1024)
+        assert 0.9 * limits.multiprocessors <= plan.grid[0] <= resident * limits.multiprocessors
     assert plan.grid[0] == shape[0] * bands["count"]
-    assert plan.block[0] == 32 * sizes["WARPS"]
+    assert warps <= 8  # what the kernel is bound to
     assert sizes["RAGGED"] == (across % sizes["ROWS"] != 0)
     assert plan.workspace == 0 and not plan.cooperative
-    runs = plan.geometry["runs"]
     assert runs["images"] in (2, 4, 8, 16) and runs["taps"] in (2, 4, 8, 16)
-    assert (runs["turn"] > 0) == (sizes["GROUP"] > 1)
+    assert (runs["turn"] > 0) == (sizes["GROUP"] * itemsize == 16)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,8 @@ def test_lanes_that_read_together_touch_all_banks(row_vectors, rows):
     assert (turns == vectors // np.uint64(period)).all()
     places = vectors ^ turns % 8
     assert (np.sort(places) == vectors).all()
+    rows_of_all = turns[: len(turns) // row_vectors * row_vectors].reshape(-1, row_vectors)
+    assert (rows_of_all == rows_of_all[:, :1]).all()  # so a lane works out once a row how its vectors change places
     for first_lane, row, n in itertools.product((0, 8, 24), range(rows), range(row_vectors)):
         read = [(first_lane + lane) * step + row * row_vectors + n for lane in range(8)]
         assert len({int(places[vector]) % 8 for vector in read}) == 8
@@ -183,12 +185,12 @@ def test_lanes_that_read_together_touch_all_banks(row_vectors, rows):
         ((8, 64, 160, 160), 64, 4, 0, 1),
         ((8, 64, 192, 192), 1, 4, 0, 1),
         ((8, 64, 192, 192), 64, 4, 0, 1),
-        ((8, 32, 256, 256), 1, 2, 16, 2),
+        ((8, 64, 256, 256), 1, 4, 0, 1),
         ((8, 16, 384, 384), 1, 4, 16, 2),
         ((16, 8, 1024, 1024), 1, 4, 16, 5),  # three rounds
         ((8, 8, 768, 768), 1, 4, 16, 1),  # four bands of each run at once; clusters of four would not
-        ((2, 16, 2048, 2048), 1, 2, 16, 1),  # twice 128 blocks of few rows
-        ((1, 8, 4096, 4096), 8, 2, 16, 1),
+        ((2, 16, 2048, 2048), 1, 4, 32, 1),  # twice 128 blocks of few rows
+        ((16, 8, 1024, 1024), 8, 4, 32, 1),
     ],
     ids=str,
 )

@@ -91,10 +91,10 @@ def test_line_scan(backend, case, chunk, layout):
 
 @st.composite
 def scans_in_tiles(draw):
-    """Scans of images whose rows are whole vectors of 16 bytes, and wider than a warp: those of the tile kernel."""
+    """Scans of images whose rows are whole vectors of 16 bytes, wider than small slices: those of the tile kernel."""
     direction = draw(directions)
     vectors, other = 8 * draw(st.integers(1, 20)), draw(st.integers(1, 160))
-    across = max(vectors if direction not in HORIZONTAL else other, 40)
+    across = max(vectors if direction not in HORIZONTAL else other, 72)
     height, width = (across, vectors) if direction in HORIZONTAL else (min(other, 40), across)
     groups, per_group = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (1, 4), (2, 2)]))
     dtype = draw(st.sampled_from(["float32", "float16", "bfloat16"]))

@@ -15,7 +15,7 @@ FLOAT16, BFLOAT16 = np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)
 SAME = (None, None)
 
 # A name for what the case is about: (lines, pixels in a line), (images, channels), groups, types of x, weights and h
-# (None: the same); Slices; chunk, h0, λ.
+# (None: the same); Slices: rows and channels of a lane, warps, slices side by side, rounds; chunk, h0, λ.
 CASES = {
     "two slices in a warp, vectors of 8 bytes": ((14, 14), (2, 5), 1, BFLOAT16, SAME, (1, 1, 2, 2), None, True, True),
     "four slices in a warp, single elements": ((7, 7), (2, 9), 9, FLOAT16, SAME, (1, 1, 1, 4), 3, False, True),
@@ -35,6 +35,14 @@ CASES = {
     "h unrounded, whole vectors": ((16, 16), (2, 5), 1, FLOAT16, (None, FLOAT32), (1, 1, 2, 2), 6, True, True),
     "h and weights unrounded": ((16, 16), (2, 4), 2, BFLOAT16, (FLOAT32, FLOAT32), (1, 1, 1, 2), 6, True, True),
     "less than a copy left over": ((7, 7), (1, 9), 9, FLOAT32, SAME, (1, 1, 1, 4), 3, True, True),
+    "two lines at once": ((10, 14), (2, 5), 5, BFLOAT16, SAME, (1, 1, 1, 2), None, False, True),
+    "four lines at once": ((28, 12), (2, 5), 1, FLOAT16, SAME, (1, 1, 2, 1), 6, True, True),
+    "rounds of slices": ((14, 14), (2, 12), 1, BFLOAT16, SAME, (1, 1, 2, 1, 3), None, True, True),
+    "rounds of whole vectors": ((16, 24), (1, 10), 1, BFLOAT16, SAME, (1, 1, 1, 1, 4), 5, True, True),
+    "rounds of two rows in a lane": ((8, 40), (1, 8), 2, BFLOAT16, SAME, (2, 1, 1, 1, 4), None, True, False),
+    "rounds, each with weights of its own": ((7, 7), (2, 7), 7, FLOAT32, SAME, (1, 1, 1, 2, 2), 3, True, True),
+    "rounds without slices for all": ((6, 9), (2, 5), 1, FLOAT32, SAME, (1, 1, 2, 1, 4), None, True, True),
+    "rounds, h unrounded": ((8, 16), (2, 7), 1, FLOAT16, (None, FLOAT32), (1, 2, 2, 1, 2), None, False, True),
     "three vectors in a row": ((12, 5), (1, 7), 7, FLOAT32, SAME, (1, 1, 1, 3), 5, True, True),
 }
 # All cases before any comes again in another direction: whoever stops at the first failure comes to it soon.

@@ -54,7 +54,7 @@ SHARINGS = (
 ACROSS = (*range(1, 34), *range(34, 130, 2), 65, 127, 129, *range(132, 260, 4), 131, 134, 255, 257)
 ACROSS += (*range(264, 1100, 8), *range(261, 1100, 32), *range(262, 1100, 32), *range(268, 1100, 32))
 ACROSS += (*range(1100, 2300, 24), 1537, 2047, 2050, 4096, 8192, 13905, 14002, 16384)
-ACROSS += (17009, 17010, 24001, 32768, 33001)
+ACROSS += (12000, 17009, 17010, 20000, 24000, 24001, 28000, 32768, 33001)
 SLICES = (*range(1, 9), *(int(1.3**n) for n in range(8, 33)))
 SIDES = (1, 7, 14, 16, 28, 32, 56, 64, 96, 127, 128, 256, 512, 1024, 2048, 4096, 16384)
 OBLONG = ((64, 512), (512, 64), (16, 4096), (4096, 16), (33, 140), (14400, 14400), (7200, 7200))
@@ -174,17 +174,18 @@ def _forward_scan(
 
 
 def _all_of_slices(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iterator[LaunchPlan]:
-    """Plan the kernel for small slices in every way: lines in vectors and not, the last lane full and not."""
-    for rows, missing, lines, groups in itertools.product((1, 2, 4), (0, 1), (16, 7), (1, 4)):
-        across = 4 * rows - missing
+    """Plan the kernel for small slices in every way: one to four rows in a lane, one to eight lines read at once."""
+    for across, lines, groups in itertools.product((8, 7, 20, 19, 40, 39, 100, 99), (16, 12, 14, 7), (1, 4)):
         for has_lam, direction in itertools.product((True, False), ALL_DIRECTIONS):
             size = (across, lines) if direction in HORIZONTAL else (lines, across)
             scan = _forward_scan((1, 4, *size), groups, has_lam, direction, x, weight, h)
-            for warps in _plan_forward.WARPS if groups == 1 else (1,):
-                for carried in _plan_forward.carried_channels(scan, rows):
-                    plan = _plan_slices.slices_plan(limits, _plan_slices.Slices(rows, carried, warps, 1), scan)
-                    if plan is not None:
-                        yield plan
+            carried, rows = _plan_forward.carried_channels(scan), _plan_forward.rows_of_lane(scan)
+            in_rounds = _plan_forward.warps_in_rounds(scan) if carried == 1 else ()
+            dealt = [(warps, 1) for warps in (_plan_forward.WARPS if groups == 1 else (1,))]
+            for warps, rounds in (*dealt, *((warps, 2) for warps in in_rounds)):
+                plan = _plan_slices.slices_plan(limits, _plan_slices.Slices(rows, carried, warps, 1, rounds), scan)
+                if plan is not None:
+                    yield plan
 
 
 def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iterator[LaunchPlan]:

@@ -11,6 +11,17 @@ inline T* dynamic_shared() {
   return static_cast<T*>(emulator::dynamic_shared_memory());
 }
 
+template <typename T>
+inline T* kept(T* shared) {
+  return shared;
+}
+
+template <typename Piece>
+inline void write_shared(bool wanted, Piece* shared, const Piece& piece) {
+  static_assert(sizeof(Piece) == 2 || sizeof(Piece) == 4 || sizeof(Piece) == 8 || sizeof(Piece) == 16);
+  if (wanted) *shared = piece;
+}
+
 // One call site for all, so that warps may meet here from different places.
 inline void block_sync() {
   __syncthreads();
@@ -22,8 +33,11 @@ inline void group_sync(int barrier, int threads, EMULATOR_SITE) {
 
 // cp.async: copies the first valid_bytes and fills the rest with zeros.
 template <int kAround>
-inline void copy_async_16(void* shared, const void* global, int valid_bytes = 16, EMULATOR_SITE) {
-  emulator::copy_async(shared, global, 16, static_cast<size_t>(valid_bytes), {file, line});
+inline void copy_async_16(bool wanted, void* shared, const void* global, int valid_bytes, EMULATOR_SITE) {
+  if (wanted) emulator::copy_async(shared, global, 16, static_cast<size_t>(valid_bytes), {file, line});
+}
+inline void copy_out_16(bool wanted, void* global, const void* shared) {
+  if (wanted) *static_cast<uint4*>(global) = *static_cast<const uint4*>(shared);
 }
 template <int kBytes>
 inline void copy_async(void* shared, const void* global, EMULATOR_SITE) {
@@ -46,8 +60,10 @@ inline void copy_async_wait() {
 inline void publish(unsigned long long* slot, unsigned long long value) {
   emulator::publish(slot, value);
 }
-inline unsigned long long await_tag(const unsigned long long* slot, unsigned tag, EMULATOR_SITE) {
-  return emulator::await_tag(slot, tag, {file, line});
+template <int kCount>
+inline void await_tags(const unsigned long long* slots, unsigned tag, unsigned long long (&words)[kCount],
+                       EMULATOR_SITE) {
+  for (int k = 0; k < kCount; ++k) words[k] = emulator::await_tag(slots + k, tag, {file, line});
 }
 
 template <typename T>

@@ -24,8 +24,9 @@ __device__ __forceinline__ void fetch(float* tile, const float* x, long long fir
   long long valid = count - i;
   valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
   if (BUG == reads_past_end) valid = 4;
-  gspn2::copy_async_16<256>(tile + 4 * threadIdx.x, x + i + (BUG == misaligned), static_cast<int>(valid) * 4);
-  if (BUG == copied_twice) gspn2::copy_async_16<256>(tile + 4 * threadIdx.x, x + i, static_cast<int>(valid) * 4);
+  const int bytes = static_cast<int>(valid) * 4;
+  gspn2::copy_async_16<256>(true, tile + 4 * threadIdx.x, x + i + (BUG == misaligned), bytes);
+  gspn2::copy_async_16<256>(BUG == copied_twice, tile + 4 * threadIdx.x, x + i, bytes);
   gspn2::copy_async_commit();
 }
 

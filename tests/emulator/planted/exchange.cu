@@ -17,8 +17,9 @@ extern "C" __global__ void pass_along(const float* x, float* y, float* sums, uns
   if (threadIdx.x == 0) {
     before = 0.0f;
     if (b > 0) {
-      const unsigned long long word = gspn2::await_tag(slots + b - 1, BUG == wrong_tag ? b + 7 : b);
-      before = BUG == plain_data ? sums[b - 1] : __uint_as_float(static_cast<unsigned>(word));
+      unsigned long long word[1];
+      gspn2::await_tags(slots + b - 1, BUG == wrong_tag ? b + 7 : b, word);
+      before = BUG == plain_data ? sums[b - 1] : __uint_as_float(static_cast<unsigned>(word[0]));
     }
     const float sum = before + x[b];
     sums[b] = sum;
