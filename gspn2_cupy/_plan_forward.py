@@ -204,7 +204,7 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
     elif across <= 128 and across % 2 == 0:
         yield _cut(across, Tiles(2, 1, 1, 4, 16, 16, 0, 4, vector))
     elif across <= 32:
-        yield Tiles(1, sets, 1, 2, 4 * vector, 0, 0, 3, vector)
+        yield Tiles(1, sets, 1, 4, 4 * vector, 0, 0, 3, vector, False)
     few = slices * 8 < _busy(limits)
     if few and two == 2 and _has_clusters(limits) and 128 < across <= 1024:
         cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
@@ -244,7 +244,7 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
             shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
     if across % 2 == 0 and pair == 1:
         shapes += [(Tiles(2, 1, 4, 4, 16, 16, 16, 4, 8, True, 1, 128), 0.58)]
-    elif across % 2 == 0:
+    elif across % 2 == 0 and scan.h.itemsize == 2:  # or registers are too few
         two = Tiles(2, 2, 4, 4, 32, 16, 0, 2, 8, False, 1, 128)
         cut = replace(two, outer=16)
         shapes += [(two, 0.7), (cut, 0.78)]

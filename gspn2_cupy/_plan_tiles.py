@@ -74,8 +74,9 @@ def _registers(tiles: Tiles, scan: ForwardScan, offset: int) -> int:
         group += elements * scan.h.itemsize // 4  # the results of fewer lines fit into what everything else takes
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
+    beside = 8 if scan.along and scan.h.itemsize > x.itemsize else 0  # where h lies in shared memory
     converted = 8 if tiles.ahead and x.c_name == "__half" else 0  # which takes more than bfloat16's shift
-    return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + 48 + 4 * offset, 255)
+    return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + beside + 48 + 4 * offset, 255)
 
 
 def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
