@@ -31,11 +31,12 @@ constexpr int ACROSS = !ALONG && !RAGGED ? ROWS : 1;         // rows that a lane
 constexpr int MOST_THREADS = 256;                            // of a block
 constexpr int PACK = GROUP * ACROSS;
 constexpr int PACKS = ROWS / ACROSS;
-// What a lane reads at once, in registers. If they allow, it reads that before it has computed the last; and where they are few,
-// the compiler is asked for two of the largest blocks, or it would spill to make room for more.
+// What a lane reads at once and computes from it, in registers. If they allow, it reads before it has computed the last; and
+// where they are few, the compiler is asked for two of the largest blocks, or it would spill to make room for more.
 constexpr int READ = PACK * PACKS * (3 * sizeof(WEIGHT) + CHANNELS * (1 + HAS_LAM) * sizeof(SCALAR)) / 4;
+constexpr int MADE = PACK * PACKS * CHANNELS * sizeof(RESULT) / 4;
 constexpr bool AHEAD = READ <= 40;
-constexpr int BLOCKS = READ < 40 ? 2 : 1;
+constexpr int BLOCKS = READ + MADE <= 40 ? 2 : 1;
 constexpr bool SWIZZLED = GROUP > 1 && GROUP * sizeof(SCALAR) == 16;
 static_assert(GROUP == 1 || ACROSS == 1, "what is read at once is contiguous");
 
