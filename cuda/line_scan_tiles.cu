@@ -159,7 +159,10 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     if (OUTER && mail_below && from_bottom >= 0 && from_bottom < OUTER) {
       give_below = mail_below + set * OUTER + OUTER - ROWS - from_bottom;
     }
-    const Word* const take = mail + set * OUTER + (row0 < OUTER ? row0 : BOXES * BOX_STEP + row0 - OUTER - band_rows);
+    const Word* take = nullptr;
+    if (OUTER && bands > 1 && (row0 < OUTER || row0 >= OUTER + band_rows)) {
+      take = mail + set * OUTER + (row0 < OUTER ? row0 : BOXES * BOX_STEP + row0 - OUTER - band_rows);
+    }
     unsigned exchanges = 0;
     int box = 0;  // of this exchange, in words from box 0
     int count = 0;
@@ -182,7 +185,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       long long restart = h0 ? scan.chunk : 0;  // the next line without a previous one
       scanner.primed = false;                   // whatever it read past the last unit's end
 
-      int part = 0;  // of SUB lines, since the last tile at whose end all halos were refreshed
+      int part = 0;  // of SUB lines, of this unit, scanned so far
       for (int tile = 0; tile < tiles; ++tile, ++count) {
         const long long start = static_cast<long long>(tile) * LINES;
         const int exist = static_cast<int>(min(scan.lines - start, static_cast<long long>(2 * LINES)));

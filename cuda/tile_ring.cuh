@@ -133,7 +133,7 @@ struct Strip {
 
 // A copying thread keeps the addresses of its vectors in registers, and when it has written h out it may start the next copy over
 // it. An address is that of tile 0; a negative one: nothing is there to be copied.
-constexpr Offset NOWHERE = -16;  // as aligned as any address: copies of no bytes start from there
+constexpr Offset NOWHERE = -16;  // as aligned as any address: copies of no bytes start there, or past an array's end
 struct Copier {
   Strip<WEIGHT> of_taps;
   Strip<SCALAR> of_images;

@@ -187,7 +187,7 @@ def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
 # Fields in order: rows of a lane; sets, warps, copiers; lines of a tile; inner, outer; stages, group, ahead; cluster,
 # fetch.
 #
-# Along the scan a tile takes 32 to 64 bytes of each row, and what else a copy asks into L2 must stay there until later
+# Along the scan a tile takes 32 to 128 bytes of each row, and what else a copy asks into L2 must stay there until later
 # tiles want it. In the 16-bit types so many rows are on their way at once that 256 bytes of each are too many for L2.
 
 

@@ -55,7 +55,7 @@ def test_every_launch_of_every_candidate_is_among_the_chosen():
     candidates = list(_check_cases.candidates(list(DTYPES)))
     chosen = _check_cases.choose(LIMITS, candidates)
     launches = {launch for planned in chosen for launch in planned.launches}
-    assert len(chosen) < 900
+    assert len(chosen) < 1000  # an H100 did 899 in 95 s, of the 108 that it may take
     assert {dtype for planned in chosen for dtype in [planned.case.dtype]} == set(DTYPES)
     assert {planned.case.operation for planned in chosen} == {LINE_SCAN, WEIGHTS, UNIT, PROJECTION}
     assert {name for planned in chosen for name in planned.case.directions[:1]} == set(ALL_DIRECTIONS)

@@ -198,7 +198,7 @@ def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Itera
             if not along and across % vector:
                 continue
             # None: as many elements as an int cannot count; narrow slices are small or long
-            lengths = (64, 1024, None) if across <= _plan_forward.LANES else (64, None)
+            lengths = (64, 1024, None) if across <= 64 else (64, None)
             for slices, per_group, has_lam, length in itertools.product(SLICES, (1, 2, 4), (True, False), lengths):
                 lines = length or 2**31 // (slices * per_group * across) // 8 * 8 + 16
                 size = (across, lines) if along else (lines, across)
