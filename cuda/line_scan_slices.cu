@@ -277,8 +277,11 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
   Lane lane;
   lane.line = ALONG ? 1 : width;
   lane.area = area;
+  lane.exist = min(ROWS, width - row0);
   lane.has_above = row0 > 0;
   lane.has_below = row0 + ROWS < width;
+#pragma unroll
+  for (int p = 0; p < PACKS; ++p) lane.row[p] = (RAGGED ? min(p, lane.exist - 1) : p) * ACROSS * cross;
 
   if (SHARED) {
     copy_async_wait<STAGES - 1>();
@@ -289,14 +292,10 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
   for (int round = 0; round < min(rounds, of_warp); ++round) {
     const int slices = min(units, family_size - first_slice(round)), c0 = first_channel + first_slice(round);
     const Stage stage = stage_of(round);
-    const bool scans = slice < slices;
-    const int row = scans ? row0 : 0, readable = min(ROWS, width - row);
-    lane.pixel = (scans ? slice : 0) * area + row * cross;
-    lane.tap = (scans && !SHARED ? 3 * slice : 0) * area + row * cross;
-    lane.exist = scans ? readable : 0;
+    const bool scans = slice < slices;  // the others read what the first slice's lanes do, and write nothing
+    lane.pixel = (scans ? slice : 0) * area + row0 * cross;
+    lane.tap = (scans && !SHARED ? 3 * slice : 0) * area + row0 * cross;
     lane.channels = scans ? min(CHANNELS, slices - slice) : 0;
-#pragma unroll
-    for (int p = 0; p < PACKS; ++p) lane.row[p] = (RAGGED ? min(p, readable - 1) : p) * ACROSS * cross;
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) lane.channel[c] = c < lane.channels ? c * area : 0;
     const auto exists = [&](int c, int r) { return c < lane.channels && r < lane.exist; };

@@ -22,7 +22,7 @@ import gspn2_cupy
 from gspn2_cupy import _check_bench, _launch
 from gspn2_cupy._arrays import bfloat16
 from gspn2_cupy._check_behaviours import BEHAVIOURS, NotHereError
-from gspn2_cupy._check_cases import ALLOWED, Case, Planned, candidates, choose, errors
+from gspn2_cupy._check_cases import ALLOWED, Case, Launch, Planned, candidates, choose, errors
 from gspn2_cupy._info import _version as version
 
 Array = Any
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"CUDA driver {driver}, CuPy {cupy.__version__}")
 
     dtypes = available_dtypes()
-    planned = choose(limits, candidates(dtypes))
+    planned = choose(limits, candidates(limits, dtypes))
     report = Report()
     pool = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2) - 1)))
     try:
@@ -204,11 +204,14 @@ def check_cases(
     """Run cases until the deadline, with a pool compiling ahead of them; return how many kernels were compiled."""
     progress = Progress(len(planned))
     device = None if pool is None else _current_device()
-    compiled: dict[Any, Callable[[], Any]] = {}
-    for launch in dict.fromkeys(launch for each in planned for launch in each.launches):
-        prepare = partial(_prepare, launcher, device, *launch)
+    most: dict[Launch, int] = {}  # bytes of shared memory
+    for launch, shared_bytes in (item for each in planned for item in each.launches.items()):
+        most[launch] = max(shared_bytes, most.get(launch, 0))
+    compiled: dict[Launch, Callable[[], Any]] = {}
+    for launch, shared_bytes in most.items():
+        prepare = partial(_prepare, launcher, device, *launch, shared_bytes)
         compiled[launch] = prepare if pool is None else pool.submit(prepare).result
-    done = set()
+    done: set[Launch] = set()
     for number, each in enumerate(planned):
         if time.monotonic() > deadline or report.lost:
             report.left_out = len(planned) - number
@@ -239,7 +242,7 @@ def _device(index: int) -> Any:
     return cupy.cuda.Device(index)
 
 
-def _prepare(launcher: Any, device: int | None, spec: Any, shared_bytes: int, cooperative: bool) -> None:
+def _prepare(launcher: Any, device: int | None, spec: Any, cooperative: bool, shared_bytes: int) -> None:
     """Compile a kernel, in any thread."""
     with nullcontext() if device is None else _device(device):
         launcher.compile(spec).prepare(shared_bytes, cooperative)

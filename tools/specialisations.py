@@ -20,7 +20,8 @@ import numpy as np
 
 import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan_forward, _plan_slices, _warmup
-from gspn2_cupy._plan import DeviceLimits, ForwardScan, KernelSpec, LaunchPlan, Layout
+from gspn2_cupy._check_cases import Type, forward_scan
+from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan
 from gspn2_cupy.reference import HORIZONTAL
 
 KIB = 1024
@@ -156,29 +157,12 @@ def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
     return _in_order(seen)
 
 
-Type = tuple[str, int]  # its name in C, and its size
-
-
-def _forward_scan(
-    shape: tuple[int, ...], groups: int, has_lam: bool, direction: str, x: Type, weight: Type, h: Type
-) -> ForwardScan:
-    """Describe a forward scan of arrays without gaps."""
-
-    def layout(shape: tuple[int, ...], kind: Type) -> Layout:
-        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        return Layout(shape, strides, *kind)
-
-    image = layout(shape, x)
-    taps = layout((shape[0], groups, 3, *shape[2:]), weight)
-    return ForwardScan(direction, None, image, taps, image if has_lam else None, None, layout(shape, h), None)
-
-
 def _all_of_slices(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iterator[LaunchPlan]:
     """Plan the kernel for small slices in every way: one to four rows in a lane, one to eight lines read at once."""
     for across, lines, groups in itertools.product((8, 7, 20, 19, 40, 39, 100, 99), (16, 12, 14, 7), (1, 4)):
         for has_lam, direction in itertools.product((True, False), ALL_DIRECTIONS):
             size = (across, lines) if direction in HORIZONTAL else (lines, across)
-            scan = _forward_scan((1, 4, *size), groups, has_lam, direction, x, weight, h)
+            scan = forward_scan((1, 4, *size), groups, direction, has_lam, x, weight, h)
             carried, rows = _plan_forward.carried_channels(scan), _plan_forward.rows_of_lane(scan)
             in_rounds = _plan_forward.warps_in_rounds(scan) if carried == 1 else ()
             dealt = [(warps, 1) for warps in (_plan_forward.WARPS if groups == 1 else (1,))]
@@ -203,7 +187,7 @@ def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Itera
                 lines = length or 2**31 // (slices * per_group * across) // 8 * 8 + 16
                 size = (across, lines) if along else (lines, across)
                 shape = (slices, per_group, *size)
-                scan = _forward_scan(shape, 1, has_lam, direction, x, weight, h)
+                scan = forward_scan(shape, 1, direction, has_lam, x, weight, h)
                 plan = _plan_forward.line_scan_forward.__wrapped__(limits, scan)
                 if plan.spec.entry == "line_scan_tiles":
                     yield plan
