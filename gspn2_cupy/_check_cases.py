@@ -266,6 +266,7 @@ class Planned:
 
     case: Case
     launches: dict[Launch, int] = field(repr=False)
+    first: bool = True  # it is to run in any case, or launches a shape of a kernel that none before it did
 
 
 def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> list[Planned]:
@@ -277,13 +278,13 @@ def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> list[Planned
     known: set[Launch] = set()
     shapes: set[Any] = set()
     for marked, case in candidates:
-        planned = Planned(case, launches(limits, case))
-        of_case = {shape_of(*launch) for launch in planned.launches}
+        launched = launches(limits, case)
+        of_case = {shape_of(*launch) for launch in launched}
         if marked or not shapes.issuperset(of_case):
-            first.append(planned)
-        elif not known.issuperset(planned.launches):
-            then.append(planned)
-        known.update(planned.launches)
+            first.append(Planned(case, launched))
+        elif not known.issuperset(launched):
+            then.append(Planned(case, launched, first=False))
+        known.update(launched)
         shapes |= of_case
     return first + [planned for start in range(TURNS) for planned in then[start::TURNS]]
 
@@ -389,36 +390,48 @@ def candidates(
 
 def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int]) -> Iterator[tuple[bool, Case]]:
     """Yield cases of all types and directions for each image in which the planner chooses a shape of a kernel anew."""
-    shapes: set[Any] = set()
     by_size: dict[int, list[str]] = {}
     for dtype in dtypes:
-        kind = data_type(dtype)
-        assert kind is not None
-        by_size.setdefault(kind.itemsize, []).append(dtype)
+        by_size.setdefault(data_type(dtype).itemsize, []).append(dtype)  # type: ignore[union-attr]
+    sorts = [(LINE_SCAN, of_size) for of_size in by_size.values()]
+    sorts += [(UNIT, by_size[size]) for size in by_size if size == 2]  # weights and h in the state's type
+    known: set[Any] = set()
     for slices, size in sweep.sizes(limits.multiprocessors):
         if math.prod(slices[:2]) * math.prod(size) > MOST_ELEMENTS:
             continue
-        for of_size, axis, lam in itertools.product(by_size.values(), AXES, (True, False)):
-            found = {(of_size[0], lam, shape) for shape in _shapes(limits, of_size[0], slices, size, axis[0], lam)}
-            if shapes.issuperset(found):
+        for (operation, of_size), axis, lam in itertools.product(sorts, AXES, (True, False)):
+            shapes = _shapes(limits, of_size[0], operation, slices, size, axis[0], lam)
+            found = {(operation, of_size[0], lam, shape) for shape in shapes}
+            if known.issuperset(found):
                 continue
-            shapes |= found
+            known |= found
             number = next(count)
             turn = number % len(of_size)
-            for dtype, direction in itertools.product((*of_size[turn:], *of_size[:turn]), axis):
-                yield False, _scan(number, dtype, slices, size, direction, lam)
+            for dtype in (*of_size[turn:], *of_size[:turn]):
+                if operation == UNIT:
+                    shape = _image(slices, size, axis[0])
+                    yield False, Case(UNIT, dtype, shape, slices[2], axis, lam=lam, normalize="sigmoid")
+                    continue
+                for direction in axis:
+                    yield False, _scan(number, dtype, slices, size, direction, lam)
 
 
-def _shapes(limits: Any, dtype: str, slices: Slices, size: Size, direction: str, lam: bool) -> Iterator[Any]:
+def _shapes(
+    limits: Any, dtype: str, operation: str, slices: Slices, size: Size, direction: str, lam: bool
+) -> Iterator[Any]:
     """Yield the shapes of the kernels that a forward scan may launch: h is of the type of x, or of the state's."""
     kind = data_type(dtype)
     assert kind is not None
-    (batch, channels, groups), (lines, across) = slices, size
-    sides = (across, lines) if direction in HORIZONTAL else (lines, across)
+    image = _image(slices, size, direction)
     x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
-    for h in dict.fromkeys((x, state)):
-        plan = line_scan_forward(limits, forward_scan((batch, channels, *sides), groups, direction, lam, x, x, h))
+    for weight, h in dict.fromkeys([(state, state)] if operation == UNIT else [(x, x), (x, state)]):
+        plan = line_scan_forward(limits, forward_scan(image, slices[2], direction, lam, x, weight, h))
         yield shape_of(plan.spec, plan.cooperative)
+
+
+def _image(slices: Slices, size: Size, direction: str) -> tuple[int, int, int, int]:
+    lines, across = size
+    return (*slices[:2], *((across, lines) if direction in HORIZONTAL else (lines, across)))
 
 
 Type = tuple[str, int]  # its name in C, and its size
@@ -443,18 +456,16 @@ AXES = (ALL_DIRECTIONS[:2], ALL_DIRECTIONS[2:])
 def _scan(
     number: int,
     dtype: str,
-    channels: Slices,
+    slices: Slices,
     size: Size,
     direction: str,
     lam: bool | None = None,
 ) -> Case:
-    lines, across = size
-    height, width = (across, lines) if direction in HORIZONTAL else (lines, across)
     return Case(
         LINE_SCAN,
         dtype,
-        (*channels[:2], height, width),
-        channels[2],
+        _image(slices, size, direction),
+        slices[2],
         (direction,),
         lam=number % 3 > 0 if lam is None else lam,
         state=number % 2 == 0,

@@ -164,7 +164,18 @@ def test_what_does_not_fit_into_the_time_is_counted(device):
     report = _check.Report()
     _check.check_cases(planned, device, report, time.monotonic() - 1, lambda array: array, lambda array: array)
     assert (report.cases, report.left_out) == (0, len(planned))
-    assert f"{len(planned)} more cases did not fit into the time" in report.table()
+    assert f"{len(planned)} more cases did not fit into the time; run it again" in report.table()
+
+
+def test_what_is_left_out_at_last_is_other_types(device, monkeypatch):
+    planned = _check_cases.choose(device.limits, _check_cases.candidates(device.limits, list(DTYPES), **TINY))
+    some = [each for each in planned if each.first][:1] + [each for each in planned if not each.first][:2]
+    times = iter((0, 2, 2, 2))
+    monkeypatch.setattr(_check.time, "monotonic", lambda: next(times))
+    report = _check.Report()
+    _check.check_cases(some, device, report, 1, lambda array: array, lambda array: array)
+    assert (report.cases, report.left_out) == (1, 2)
+    assert "2 more cases did not fit into the time: other types of kernels that ran; run it again" in report.table()
 
 
 @pytest.mark.parametrize("name", ["_repeats", "_pieces", "_strides", "_empty"])
