@@ -444,7 +444,7 @@ FAST += mutants(
     ("scan a slice too many", "scans = slice < slices;", "scans = slice <= slices;"),
     ("weights of three slices in one place", "? 3 * slice : 0) * area", "? slice : 0) * area"),
     ("rows beyond the last exist", "lane.exist = min(ROWS, width - row0);", "lane.exist = ROWS;"),
-    ("lanes without a slice write", "lane.channels = scans ? min(", "lane.channels = true ? min("),
+    ("lanes without a slice write", "slices - slice) : 0;", "slices - slice) : 1;"),
     ("forget the border above", "lane.has_above = row0 > 0;", "lane.has_above = true;"),
     ("forget the border below", "lane.has_below = row0 + ROWS < width;", "lane.has_below = true;"),
     ("h0 of one channel for all", "h0[geometry.first.at(b, c0 + slice + c,", "h0[geometry.first.at(b, c0 + slice,"),
