@@ -26,14 +26,22 @@ class NotHereError(Exception):
     """Why a check does not apply."""
 
 
+# What has a kernel, or a way of its own to hand lines over between warps, on a GPU that has clusters; elsewhere the
+# cluster's blocks meet in global memory.
+CASES = {
+    "whole slices in tiles": Case(LINE_SCAN, "float32", (2, 8, 64, 96), 2, ("left_to_right",), lam=True, state=True),
+    "small slices": Case(LINE_SCAN, "float16", (2, 3, 33, 37), 1, ("bottom_to_top",), lam=True, state=True, chunk=10),
+    "clusters": Case(LINE_SCAN, "float16", (1, 2, 512, 32), 1, ("right_to_left",), lam=True, state=True),
+    "resident blocks": Case(LINE_SCAN, "float32", (1, 2, 32, 4096), 1, ("top_to_bottom",), state=True, saved=True),
+    "plain": Case(LINE_SCAN, "float32", (1, 2, 3, 1025), 1, ("top_to_bottom",), lam=True, state=True),
+    "four directions": Case(
+        UNIT, "float32", (2, 4, 40, 64), 1, ALL_DIRECTIONS, lam=True, u=True, merge=True, normalize="sigmoid"
+    ),
+}
+
+
 def _cases() -> list[tuple[Case, dict[str, Array]]]:
-    """Return a scan by tiles, a plain one, and four directions."""
-    cases = [
-        Case(LINE_SCAN, "float32", (2, 8, 64, 96), 2, ("left_to_right",), lam=True, state=True),
-        Case(LINE_SCAN, "float32", (2, 3, 33, 37), 1, ("bottom_to_top",), lam=True, state=True, chunk=10),
-        Case(UNIT, "float32", (2, 4, 40, 64), 1, ALL_DIRECTIONS, lam=True, u=True, merge=True, normalize="sigmoid"),
-    ]
-    return [(case, random_arrays(case, seed)) for seed, case in enumerate(cases)]
+    return [(case, random_arrays(case, seed)) for seed, case in enumerate(CASES.values())]
 
 
 def _on_device(cupy: Any, arrays: dict[str, Array]) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """What ``python -m gspn2_cupy check`` computes, and how it is judged.
 
 A case is one call and its backward, on random arrays, against the NumPy reference in float64. Which cases there are is
-found by asking the planner: a case is kept if it launches a kernel that none before it launched.
+found by asking the planner: a case is kept if it launches a kernel that none before it launched; some are kept anyway.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ LINE_SCAN, WEIGHTS, UNIT = "line scan", "weights from logits", "several directio
 PROJECTION = "projection"  # of the compact unit, whose other kernels are those of several directions
 OUTPUTS = 10  # channels that a projection makes: more than a thread of its kernel does
 DRIFT = 3.0  # added to the logits of one side
+HIDDEN = {LINE_SCAN: "h", UNIT: "states"}  # the result that a backward may be given
 MOST_ELEMENTS = 2_400_000  # of an image of a case: the reference needs about a second
 
 
@@ -52,9 +53,10 @@ class Case:
     state: bool = False  # h0, and dh_last; for several directions: saved states
     normalize: str | None = None
     chunk: int | None = None
+    saved: bool = False  # the backward is given the rounded hidden lines; otherwise it recomputes them
 
     def __str__(self) -> str:
-        options = [name for name in ("lam", "u", "merge", "state") if getattr(self, name)]
+        options = [name for name in ("lam", "u", "merge", "state", "saved") if getattr(self, name)]
         options += [f"{name}={value}" for name in ("normalize", "chunk") if (value := getattr(self, name)) is not None]
         where = ", ".join(self.directions)
         return f"{self.operation} {self.dtype} {self.shape} G={self.groups} {where} {' '.join(options)}".rstrip()
@@ -135,7 +137,10 @@ def _options(case: Case) -> dict[str, Any]:
 
 
 def call(module: Any, case: Case, arrays: dict[str, Array], saved: Array | None = None) -> dict[str, Array]:
-    """Run a case by the functions of a module and return its results by name; ``saved``: what the backward is given."""
+    """Run a case by the functions of a module and return its results by name.
+
+    ``saved`` are the hidden lines that the backward of a case with saved ones is given, if not the forward's own.
+    """
     if case.operation == PROJECTION:
         return _project(reference if module is reference else _device, **arrays)
     options = _options(case)
@@ -150,12 +155,12 @@ def call(module: Any, case: Case, arrays: dict[str, Array], saved: Array | None 
         h, h_last = module.line_scan(**inputs, **options, return_last=True)
         results = {"h": h, "h_last": h_last}
         upstream = {name: arrays[name] for name in ("dh", "dh_last") if name in arrays}
-        given = {} if saved is None else {"h": saved}
+        given = {"h": h if saved is None else saved} if case.saved else {}
         grads = module.line_scan_backward(**upstream, **inputs, **given, **options)
     else:
         y, states = module.propagate(**inputs, **options, return_states=True)
         results = {"y": y, "states": states}
-        given = {} if saved is None else {"states": saved}
+        given = {"states": states if saved is None else saved} if case.saved else {}
         grads = module.propagate_backward(arrays["dy"], **inputs, **given, **options)
     gradients = zip(grads._fields, grads, strict=True)
     return results | {f"d{name}": gradient for name, gradient in gradients if gradient is not None}
@@ -175,13 +180,9 @@ def errors(
     arrays = random_arrays(case, seed)
     exact = {name: array.astype(np.float64) for name, array in arrays.items()}
     on_device = {name: to_device(array) for name, array in arrays.items()}
-    saved = None
-    if seed % 2:  # the backward is given the rounded hidden lines; otherwise it recomputes them
-        hidden = {LINE_SCAN: "h", UNIT: "states"}.get(case.operation)
-        if hidden is not None:
-            saved = to_host(call(gspn2_cupy, case, on_device)[hidden])
-    actual = call(gspn2_cupy, case, on_device, None if saved is None else to_device(saved))
-    truth = call(reference, case, exact, None if saved is None else saved.astype(np.float64))
+    actual = call(gspn2_cupy, case, on_device)
+    saved = to_host(actual[HIDDEN[case.operation]]).astype(np.float64) if case.saved else None
+    truth = call(reference, case, exact, saved)
     shares = {}
     for name, result in actual.items():
         terms = None
@@ -253,10 +254,7 @@ def launches(limits: Any, case: Case) -> dict[Launch, int]:
     recorder = Recorder(limits)
     arrays = make_arrays(case, make)
     with _launch.use(recorder):
-        results = call(gspn2_cupy, case, arrays)
-        saved = results.get("h", results.get("states"))
-        if saved is not None:
-            call(gspn2_cupy, case, arrays, saved)
+        call(gspn2_cupy, case, arrays)
     return recorder.launches
 
 
@@ -267,6 +265,13 @@ class Planned:
     case: Case
     launches: dict[Launch, int] = field(repr=False)
     first: bool = True  # it is to run in any case, or launches a shape of a kernel that none before it did
+
+
+TURNS = 7  # no divisor or multiple of the numbers of types and directions that cases come in
+# definitions that the shape of a kernel does not depend on; STATE tells float64 apart, whose kernels are shaped anew
+NOT_SHAPE = frozenset(
+    ("SCALAR", "INPUT", "BEFORE", "WEIGHT", "RESULT", "HIDDEN", "SUM", "HAS_LAM", "REVERSED", "METHOD")
+)
 
 
 def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> list[Planned]:
@@ -289,61 +294,79 @@ def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> list[Planned
     return first + [planned for start in range(TURNS) for planned in then[start::TURNS]]
 
 
-TURNS = 7
-TYPES = frozenset(("SCALAR", "INPUT", "BEFORE", "WEIGHT", "RESULT", "HIDDEN", "SUM", "HAS_LAM", "REVERSED", "METHOD"))
-
-
 def shape_of(spec: KernelSpec, cooperative: bool) -> Any:
-    """Return a launch without the data types and switches of its kernel."""
-    return spec.entry, tuple(each for each in spec.defines if each[0] not in TYPES), cooperative
+    """Return a launch without what its kernel's shape does not depend on."""
+    return spec.entry, tuple(each for each in spec.defines if each[0] not in NOT_SHAPE), cooperative
 
 
-# (lines, pixels in a line), odd: what only the plain kernels take
+# (lines, pixels in a line), odd: no vectors of 16 bytes; the plain kernels take them, or those for small slices
 ODD = ((1, 7), (7, 1), (33, 33), (7, 127), (3, 1025), (40, 301))
+
+
+ACROSS: tuple[int, ...] = (
+    8,
+    16,
+    32,
+    40,
+    56,
+    60,
+    64,
+    66,
+    68,
+    72,
+    96,
+    98,
+    104,
+    128,
+    129,
+    136,
+    164,
+    200,
+    232,
+    256,
+    262,
+    264,
+    296,
+    328,
+    384,
+)
+ACROSS += (
+    390,
+    392,
+    512,
+    518,
+    520,
+    584,
+    632,
+    646,
+    648,
+    768,
+    774,
+    776,
+    902,
+    904,
+    1024,
+    1030,
+    1176,
+    1296,
+    1464,
+    1536,
+    2048,
+)
+ACROSS += (4096, 12000, 13905, 14002, 16384, 17009, 17010, 24001, 28000, 32768)
 
 
 @dataclass(frozen=True)
 class Sweep:
     """The images among which shapes of the tile kernel and of the one for small slices are looked for."""
 
-    # (B, C, G), and how many slices of 1, 2 and 4 channels there are for each multiprocessor
+    # (B, C, G)
     slices: tuple[Slices, ...] = ((1, 1, 1), (1, 2, 1), (1, 4, 1), (2, 12, 6), (1, 48, 1), (3, 24, 24))
-    shares: tuple[float, ...] = (0.06, 0.13, 0.23, 0.3, 0.4, 0.5, 1.1, 3.2)
+    # images of 1, 2 and 4 channels for each multiprocessor
+    shares: tuple[float, ...] = (0.06, 0.13, 0.23, 0.3, 0.4, 0.44, 0.5, 1.1, 3.2)
     lines: int = 24
-    # pixels in a line: whole vectors of 16 bytes, and some that are not
-    across: tuple[int, ...] = (
-        *(
-            8,
-            16,
-            32,
-            40,
-            56,
-            60,
-            64,
-            66,
-            68,
-            72,
-            96,
-            98,
-            104,
-            128,
-            129,
-            136,
-            164,
-            200,
-            232,
-            256,
-            262,
-            264,
-            296,
-            328,
-            384,
-            390,
-            392,
-        ),
-        *(512, 518, 520, 584, 632, 646, 648, 768, 774, 776, 902, 904, 1024, 1030, 1176, 1296, 1464, 1536, 2048, 4096),
-        *(12000, 13905, 14002, 16384, 17009, 17010, 24001, 28000, 32768),
-    )
+    # pixels in a line: for each shape that was seen to be chosen on some GPU, a width at which it is
+    across: tuple[int, ...] = ACROSS
     narrow: tuple[int, ...] = (2, 3, 5, 6, 33, 50, 64)  # and long
     many_lines: int = 1200
     small: tuple[int, ...] = (7, 12, 19, 20, 39, 40, 65, 68)  # and few lines, one to eight of which are read at once
@@ -363,29 +386,40 @@ class Sweep:
 
 
 def candidates(
-    limits: Any, dtypes: Sequence[str], odd: Sequence[tuple[int, int]] = ODD, sweep: Sweep = Sweep()
+    limits: Any,
+    dtypes: Sequence[str],
+    odd: Sequence[Size] = ODD,
+    unit: Size = (33, 40),
+    sweep: Sweep = Sweep(),
 ) -> Iterator[tuple[bool, Case]]:
     """Yield cases, marked True if they are to run in any case; options and types rotate from one to the next."""
     for dtype in dtypes:
         yield True, Case(PROJECTION, dtype, (2, 70, 5, 15), 1, ())  # more inputs than its kernel stages at a time
     count = itertools.count()
     for size, direction, dtype in itertools.product(odd, ALL_DIRECTIONS, dtypes):
-        yield (
-            dtype == dtypes[0] or size in odd[2:4],
-            _scan(next(count), dtype, (2, 4, 2), size, direction),
-        )
-    height, width = (33, 40) if len(odd) > 2 else (5, 8)
-    for dtype, number in itertools.product(dtypes, range(6)):
-        shape = (2, 4, height, width - 3 * (number % 2))
-        method = (None, "sigmoid", "softmax")[number % 3]
-        directions = (ALL_DIRECTIONS, ALL_DIRECTIONS[::-1], (ALL_DIRECTIONS[number % 4],))[number // 2]
-        flags = {"lam": number != 1, "u": number in (0, 2, 3), "merge": number in (0, 1, 4)}
-        chunk = (None, 7)[number // 3]
-        yield True, Case(UNIT, dtype, shape, (1, 4, 2)[number % 3], directions, **flags, normalize=method, chunk=chunk)
-        if number < 4:
+        case = _scan(next(count), dtype, (2, 4, 2), size, direction)
+        yield dtype == dtypes[0], case
+        yield False, replace(case, saved=True)
+    for dtype in dtypes:
+        for number, case in enumerate(_units(dtype, *unit)):
+            yield True, replace(case, saved=number % 2 == 0)
+            yield False, replace(case, saved=number % 2 == 1)
+        for number, direction in enumerate(ALL_DIRECTIONS):
             method = ("sigmoid", "softmax")[number % 2]
-            yield True, Case(WEIGHTS, dtype, shape, 2, (ALL_DIRECTIONS[number],), normalize=method)
+            yield True, Case(WEIGHTS, dtype, (2, 4, *unit), 2, (direction,), normalize=method)
     yield from _swept(limits, dtypes, sweep, count)
+
+
+def _units(dtype: str, height: int, width: int) -> Iterator[Case]:
+    """Yield calls of several directions, in which every option occurs and is left out; an odd number of pixels, too."""
+    even, odd = (2, 4, height, width), (1, 3, height, width - 3)
+    ahead, back = ALL_DIRECTIONS, ALL_DIRECTIONS[::-1]
+    yield Case(UNIT, dtype, even, 1, ahead, lam=True, u=True, merge=True)
+    yield Case(UNIT, dtype, odd, 3, ahead, merge=True, normalize="sigmoid")
+    yield Case(UNIT, dtype, even, 2, back, lam=True, u=True, normalize="softmax")
+    yield Case(UNIT, dtype, odd, 1, back, lam=True, u=True, chunk=7)
+    yield Case(UNIT, dtype, even, 4, ahead[:1], lam=True, merge=True, normalize="sigmoid", chunk=7)
+    yield Case(UNIT, dtype, odd, 1, ahead[1:2], lam=True, normalize="softmax", chunk=7)
 
 
 def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int]) -> Iterator[tuple[bool, Case]]:
@@ -409,24 +443,24 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
             turn = number % len(of_size)
             for dtype in (*of_size[turn:], *of_size[:turn]):
                 if operation == UNIT:
-                    shape = _image(slices, size, axis[0])
-                    yield False, Case(UNIT, dtype, shape, slices[2], axis, lam=lam, normalize="sigmoid")
-                    continue
-                for direction in axis:
-                    yield False, _scan(number, dtype, slices, size, direction, lam)
+                    image = _image(slices, size, axis[0])
+                    yield False, Case(UNIT, dtype, image, slices[2], axis, lam=lam, normalize="sigmoid")
+                else:
+                    for direction in axis:
+                        yield False, _scan(number, dtype, slices, size, direction, lam)
 
 
 def _shapes(
     limits: Any, dtype: str, operation: str, slices: Slices, size: Size, direction: str, lam: bool
 ) -> Iterator[Any]:
-    """Yield the shapes of the kernels that a forward scan may launch: h is of the type of x, or of the state's."""
+    """Yield types and shape of what forward scans launch: alone, for a backward that recomputes h, or in a unit."""
     kind = data_type(dtype)
     assert kind is not None
     image = _image(slices, size, direction)
     x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
     for weight, h in dict.fromkeys([(state, state)] if operation == UNIT else [(x, x), (x, state)]):
         plan = line_scan_forward(limits, forward_scan(image, slices[2], direction, lam, x, weight, h))
-        yield shape_of(plan.spec, plan.cooperative)
+        yield weight, h, shape_of(plan.spec, plan.cooperative)
 
 
 def _image(slices: Slices, size: Size, direction: str) -> tuple[int, int, int, int]:

@@ -1,5 +1,6 @@
 """python -m gspn2_cupy check: without a GPU in one line; its cases and its judgement on the emulator and by hand."""
 
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,13 +11,13 @@ from conftest import NO_GPU
 from emulator import LIMITS, emulated, require
 from helpers import DTYPES
 
-from gspn2_cupy import ALL_DIRECTIONS, _check, _check_behaviours, _check_cases, _launch
+from gspn2_cupy import ALL_DIRECTIONS, _check, _check_behaviours, _check_cases, _launch, reference
 from gspn2_cupy.__main__ import main
 from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case, Sweep
 from gspn2_cupy._plan import DeviceLimits
 
 SWEEP = {"slices": ((1, 2, 1),), "shares": (), "lines": 8, "across": (8,), "narrow": (), "small": (), "in_rounds": ()}
-TINY = {"odd": ((1, 3), (3, 1)), "sweep": Sweep(**SWEEP)}
+TINY = {"odd": ((1, 3), (3, 1)), "unit": (5, 8), "sweep": Sweep(**SWEEP)}
 H100 = DeviceLimits("H100", (9, 0), 132, 227 * 1024, 228 * 1024, 2048, 50 * 1024**2)
 A100 = DeviceLimits("A100", (8, 0), 108, 163 * 1024, 164 * 1024, 2048, 40 * 1024**2)
 
@@ -77,18 +78,22 @@ def test_every_shape_of_a_kernel_comes_first(limits):
 
 
 @pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
-def test_random_scans_find_no_shape_that_is_not_checked(limits):
+def test_random_calls_find_no_shape_that_is_not_checked(limits):
     """Small or not; what is left out has more elements than 32 bits count, or gaps, or rows of many vectors."""
     chosen = _check_cases.choose(limits, _check_cases.candidates(limits, list(DTYPES)))
     checked = {_check_cases.shape_of(*launch) for planned in chosen for launch in planned.launches}
     random = np.random.default_rng(1)
-    for _ in range(400):
+    for number in range(600):
         dtype, direction = str(random.choice(list(DTYPES))), str(random.choice(ALL_DIRECTIONS))
         groups, per_group, height, width = (int(2 ** random.uniform(0, most)) for most in (5, 5, 11, 11))
         if random.random() < 0.5:
             height, width = (height + 7) // 8 * 8, (width + 7) // 8 * 8
         shape = (int(2 ** random.uniform(0, 4)), groups * per_group, height, width)
-        case = Case(LINE_SCAN, dtype, shape, groups, (direction,), lam=bool(random.random() < 0.5))
+        options = {"lam": bool(random.random() < 0.5), "saved": bool(random.random() < 0.5)}
+        case = Case(LINE_SCAN, dtype, shape, groups, (direction,), **options)
+        if number % 3 == 0:
+            normalize = (None, "sigmoid", "softmax")[number // 3 % 3]
+            case = Case(UNIT, dtype, shape, groups, ALL_DIRECTIONS, merge=True, u=True, normalize=normalize, **options)
         new = {_check_cases.shape_of(*launch) for launch in _check_cases.launches(limits, case)} - checked
         assert not {shape for shape in new if ("OFFSET", "long long") not in shape[1]}, case
 
@@ -98,12 +103,46 @@ def test_a_case_says_what_it_is():
     assert str(case) == "line scan float16 (1, 2, 3, 4) G=2 top_to_bottom lam chunk=3"
 
 
-def test_what_a_case_launches_is_what_runs(device):
-    for planned in _check_cases.choose(device.limits, _check_cases.candidates(device.limits, ["float32"], **TINY)):
-        before = set(device._kernels)
-        recorded = {spec for spec, _ in planned.launches}
-        _check_cases.errors(planned.case, 1, lambda array: array, lambda array: array)
-        assert set(device._kernels) - before <= recorded
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_a_case_launches_is_what_runs_and_is_judged(device, monkeypatch, dtype):
+    ran = []
+    run = _launch.run
+    monkeypatch.setattr(
+        _launch, "run", lambda launcher, plan, *arrays: (ran.append(plan), run(launcher, plan, *arrays))
+    )
+    planned = _check_cases.choose(device.limits, _check_cases.candidates(device.limits, [dtype], **TINY))
+    assert {each.case.saved for each in planned} == {True, False}
+    for each in planned:
+        ran.clear()
+        _check_cases.errors(each.case, 1, lambda array: array, lambda array: array)
+        assert {(plan.spec, plan.cooperative) for plan in ran} == set(each.launches)
+
+
+def test_a_case_with_saved_lines_gives_them_to_the_backward():
+    case = Case(LINE_SCAN, "float32", (1, 2, 4, 5), 1, ("left_to_right",), lam=True, saved=True)
+    arrays = _check_cases.random_arrays(case, 0)
+    gradients = [
+        _check_cases.call(reference, each, arrays, np.ones(case.shape, "float32"))["dweight"]
+        for each in (case, replace(case, saved=False))
+    ]
+    assert (gradients[0] != gradients[1]).any()
+
+
+def test_calls_are_compared_with_each_other_on_every_kind_of_forward_kernel():
+    plans = {}
+    for name, case in _check_behaviours.CASES.items():
+        spec, cooperative = next(
+            launch for launch in _check_cases.launches(H100, case) if launch[0].entry.startswith("line_scan_")
+        )
+        plans[name] = (spec.entry, int(dict(spec.defines).get("CLUSTER", 1)) > 1, cooperative)
+    assert plans == {
+        "whole slices in tiles": ("line_scan_tiles", False, False),
+        "small slices": ("line_scan_slices", False, False),
+        "clusters": ("line_scan_tiles", True, False),
+        "resident blocks": ("line_scan_tiles", False, True),
+        "plain": ("line_scan_forward", False, False),
+        "four directions": ("line_scan_tiles", False, False),
+    }
 
 
 # --- the cases on the emulator ----------------------------------------------------------------------------------------
@@ -165,6 +204,7 @@ def test_what_does_not_fit_into_the_time_is_counted(device):
     _check.check_cases(planned, device, report, time.monotonic() - 1, lambda array: array, lambda array: array)
     assert (report.cases, report.left_out) == (0, len(planned))
     assert f"{len(planned)} more cases did not fit into the time; run it again" in report.table()
+    assert report.verdict() == "all of these ok"
 
 
 def test_what_is_left_out_at_last_is_other_types(device, monkeypatch):
@@ -175,7 +215,25 @@ def test_what_is_left_out_at_last_is_other_types(device, monkeypatch):
     report = _check.Report()
     _check.check_cases(some, device, report, 1, lambda array: array, lambda array: array)
     assert (report.cases, report.left_out) == (1, 2)
-    assert "2 more cases did not fit into the time: other types of kernels that ran; run it again" in report.table()
+    assert "2 more cases did not fit into the time: each kernel has run in all its shapes" in report.table()
+
+
+def test_a_lost_device_is_no_lack_of_time(device, monkeypatch):
+    planned = _check_cases.choose(device.limits, _check_cases.candidates(device.limits, ["float32"], **TINY))
+    report = _check.Report(lost=True)
+    _check.check_cases(planned, device, report, time.monotonic() + 9, lambda array: array, lambda array: array)
+    _check.check_behaviours(None, report)
+    assert f"{len(planned)} more cases were not run: the device answers no more" in report.table()
+    assert {row.result for row in report.rows.values()} == {"not run: the device answers no more"}
+
+
+def test_what_hangs_ends_the_process(capsys, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(_check, "HANG", 0.01)
+    monkeypatch.setattr(_check.os, "_exit", lambda code: ended.set())
+    with _check.watched("one case"):
+        assert ended.wait(10)
+    assert "FAILED: one case: no end after 0.01 s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["_repeats", "_pieces", "_strides", "_empty"])
