@@ -46,7 +46,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     plots.add_argument("results", type=Path, nargs="+")
     plots.add_argument("--output", type=Path, help="folder; default beside the first results file")
     compare = commands.add_parser(
-        "compare", help="name what changed beyond the spread; exit code 1 if anything is slower"
+        "compare", help="name what changed beyond the spread; exit code 1 if anything is slower or failed"
     )
     compare.add_argument("before", type=Path)
     compare.add_argument("after", type=Path)
@@ -102,7 +102,7 @@ def main(given: list[str] | None = None) -> int:
 
     changes = compare(load(options.before), load(options.after))
     print(tell(changes))
-    return 1 if any(change.slower for change in changes.beyond) else 0
+    return 1 if changes.failed or any(change.slower for change in changes.beyond) else 0
 
 
 if __name__ == "__main__":

@@ -44,11 +44,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cases in both files, those in one only, and whether the machines differ."""
+    """All cases in both files, those in one only or failed, and whether the machines differ."""
 
     changes: tuple[Change, ...]
     lost: tuple[str, ...]  # measured before, and not after
     new: tuple[str, ...]
+    failed: tuple[str, ...]  # after, and not before
     machines: tuple[str, str]
 
     @property
@@ -66,6 +67,10 @@ def timings(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _failed(content: dict[str, Any]) -> list[str]:
+    return [record["id"] for record in content["cases"] if record["status"] == "failed"]
+
+
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Comparison:
     """Compare two results files."""
     old, new = timings(before), timings(after)
@@ -73,6 +78,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Comparison:
         tuple(Change(name, old[name], new[name]) for name in old if name in new),
         tuple(name for name in old if name not in new),
         tuple(name for name in new if name not in old),
+        tuple(name for name in _failed(after) if name not in _failed(before)),
         (before["machine"]["device"], after["machine"]["device"]),
     )
 
@@ -91,7 +97,8 @@ def tell(comparison: Comparison) -> str:
     lines.append(f"{len(comparison.changes)} compared, {same} of them the same within the spread.")
     if single:
         lines.append(f"{single} of them were timed only once, and are not judged")
-    lines += [f"no longer measured: {name}" for name in comparison.lost]
+    lines += [f"failed: {name}" for name in comparison.failed]
+    lines += [f"no longer measured: {name}" for name in comparison.lost if name not in comparison.failed]
     if comparison.new:
         lines.append(f"{len(comparison.new)} measured for the first time")
     return "\n".join(lines)

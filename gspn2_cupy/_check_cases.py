@@ -245,17 +245,21 @@ class _Recorded:
 
 def launches(limits: Any, case: Case) -> dict[Launch, int]:
     """Return what a case launches, with the bytes of shared memory."""
+    recorder = Recorder(limits)
+    run_without_memory(recorder, case)
+    return recorder.launches
+
+
+def run_without_memory(launcher: Any, case: Case) -> None:
+    """Run a case on arrays without memory, by a launcher that launches nothing."""
     kind = data_type(case.dtype)
     assert kind is not None
 
     def make(which: str, shape: tuple[int, ...]) -> Array:
         return array_without_memory(shape, (kind.state if which == "state" else kind).numpy_dtype)
 
-    recorder = Recorder(limits)
-    arrays = make_arrays(case, make)
-    with _launch.use(recorder):
-        call(gspn2_cupy, case, arrays)
-    return recorder.launches
+    with _launch.use(launcher):
+        call(gspn2_cupy, case, make_arrays(case, make))
 
 
 @dataclass

@@ -282,7 +282,8 @@ def _down(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]
         if short and across <= 512 and slices // pair * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, pair, 1, 4, 8, 16, 32, 3, 8, False, 2))
         elif short and slices // pair * 2 >= _busy(limits):
-            yield _cut(-(-across // 2) + 128, Tiles(8, pair, 1, 4, 4, 32, 64, 3, 4, False, 2))
+            sets = pair if scan.weight.itemsize == 2 or scan.lam is None else 1  # or registers are too few
+            yield _cut(-(-across // 2) + 128, Tiles(8, sets, 1, 4, 4, 32, 64, 3, 4, False, 2))
         elif not short and slices * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, 1, 1, 4, 4, 32, 32, 4, 2, True, 2))
         elif not short:

@@ -256,14 +256,14 @@ def test_tables_hold_the_figures_and_name_what_is_missing(tmp_path, capsys):
 @pytest.mark.parametrize("spread", [0.001, 0.2])
 def test_comparison_names_what_is_beyond_the_spread(tmp_path, capsys, spread):
     before, after = made_up(), made_up()
-    slower, faster, same, lost = after["cases"][1:5]
+    slower, faster, same, lost, failed = after["cases"][1:6]
     for content in (before, after):
         for record in content["cases"]:
             timing = record["time"]
             timing["p10"], timing["p90"] = (timing["median"] * (1 + sign * spread) for sign in (-1, 1))
     for record, factor in ((slower, 1.1), (faster, 0.8), (same, 1.01)):
         record["time"] = {**record["time"], **{k: record["time"][k] * factor for k in ("median", "p10", "p90")}}
-    lost["status"] = "failed"
+    lost["status"] = "left out"
     files = [write(tmp_path / f"{name}.json", content) for name, content in (("a", before), ("b", after))]
     code = command.main(["compare", *files])
     lines = capsys.readouterr().out.splitlines()
@@ -276,6 +276,10 @@ def test_comparison_names_what_is_beyond_the_spread(tmp_path, capsys, spread):
     else:
         assert code == 0
         assert not any(word in line for line in lines for word in ("slower", "faster"))
+    failed["status"] = "failed"
+    write(tmp_path / "b.json", after)
+    assert command.main(["compare", *files]) == 1
+    assert f"failed: {failed['id']}" in capsys.readouterr().out.splitlines()
 
 
 def test_a_single_time_is_not_judged(tmp_path, capsys):

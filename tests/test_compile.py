@@ -16,10 +16,10 @@ from gspn2_cupy import _launch
 from gspn2_cupy._plan import KernelSpec
 from tools import compile_table, nvrtc
 from tools.compile_table import Row, failures
-from tools.specialisations import GPUS, Specialisation, specialisations
+from tools.specialisations import GPUS, Specialisation, _types, checked_specialisations, specialisations
 
-# Specialisations per architecture, compiled so many to a test: 40 s on 2 cores.
-SAMPLES = {75: 8, 80: 40, 86: 8, 89: 8, 90: 64, 100: 16, 120: 8}
+# Specialisations per architecture, compiled so many to a test: a minute on 2 cores.
+SAMPLES = {75: 24, 80: 56, 86: 24, 89: 24, 90: 80, 100: 32, 120: 24}
 PART = 8
 PARTS = [(architecture, start) for architecture, count in SAMPLES.items() for start in range(0, count, PART)]
 
@@ -52,6 +52,27 @@ def test_all_sources_are_found(architecture):
     there = {path.name for path in _launch.cuda_sources().glob("*.cu")}
     newer = {"line_scan_slices.cu", "line_scan_tiles.cu"}  # asynchronous copies came with sm_80
     assert found == (there - newer if architecture < 80 else there)
+
+
+@pytest.mark.parametrize("architecture", GPUS)
+def test_every_kernel_is_compiled(architecture):
+    found = {made.spec.entry for made in compile_table.sample(architecture, SAMPLES[architecture])}
+    assert found == {made.spec.entry for made in specialisations(architecture)}
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_what_check_launches_is_of_types_that_are_compiled(architecture):
+    """Which kernels there are is found in two ways: for a user's check, and for what is compiled here."""
+    launched = {(made.spec.entry, types_of(made)) for made in checked_specialisations(architecture)}
+    known = {tuple(name for name, _ in types) for types in _types()}
+    for entry in ("line_scan_forward", "line_scan_slices", "line_scan_tiles"):
+        assert {types for name, types in launched if name == entry} <= known
+    tuned = {types for name, types in launched if name == "line_scan_slices"}
+    assert tuned >= {(x, x, x) for x in ("float", "double", "__half", "__nv_bfloat16")} | {("__half", "float", "float")}
+
+
+def types_of(made):
+    return tuple(dict(made.spec.defines).get(name) for name in ("SCALAR", "WEIGHT", "RESULT"))
 
 
 def test_every_data_type_and_option_is_found():

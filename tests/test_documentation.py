@@ -85,6 +85,20 @@ def test_readme_has_exactly_two_set_up_commands():
     assert "-m pytest" in tests
 
 
+def test_readme_has_the_table_of_the_results_file(tmp_path, capsys):
+    from benchmarks import __main__ as command
+    from benchmarks.report import BEGIN, END
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    copy = tmp_path / "README.md"
+    copy.write_text(text, encoding="utf-8")
+    name = re.search(rf"{re.escape(BEGIN)}\s+\*\*(.+?)\*\*", text)[1].lower().replace(" ", "_")
+    results = ROOT / "benchmarks/results" / f"{name}.json"
+    assert command.main(["table", str(results), "--brief", "--write", str(copy)]) == 0
+    assert copy.read_text(encoding="utf-8") == text
+    assert END in text
+
+
 HASH = r"(?P<commit>(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{7,12})"
 CITED = re.compile(rf"results/(?P<file>nvidia_\w+\.json)\).{{0,160}}?\b{HASH}\b", re.S)
 

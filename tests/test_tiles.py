@@ -147,8 +147,19 @@ def spread(array, rows, columns):
     return view
 
 
-def both(launcher, arrays, direction, chunk, tiles, line_shape, result_kind=None, case=None, laid_out=lambda h: h):
-    """Run the tile kernel and the plain one; return their h and h_last."""
+def both(
+    launcher,
+    arrays,
+    direction,
+    chunk,
+    tiles,
+    line_shape,
+    result_kind=None,
+    case=None,
+    laid_out=lambda h: h,
+    offset=None,
+):
+    """Run the tile kernel, maybe with another type of offsets, and the plain one; return their h and h_last."""
     results, limits = [], launcher.limits
     if case in SMALL_DEVICE:
         limits = dataclasses.replace(limits, multiprocessors=1)
@@ -159,6 +170,9 @@ def both(launcher, arrays, direction, chunk, tiles, line_shape, result_kind=None
         if forced:
             plan = _plan_tiles.tiles_plan(limits, tiles, scan)
             assert plan is not None, f"{tiles} does not fit"
+            if offset is not None:
+                defines = tuple((name, offset if name == "OFFSET" else value) for name, value in plan.spec.defines)
+                plan = dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, defines=defines))
             bands, units_of_block = plan.geometry["bands"]["count"], plan.geometry["bands"]["units"]
             assert (bands > 1) == (tiles.outer > 0), "a slice in one band tells nothing of halos"
             if case in SMALL_DEVICE:
@@ -222,6 +236,22 @@ def test_emulated_every_array_has_a_layout_of_its_own(case, direction):
         (h, h_last), (plain, plain_last) = both(
             device, arrays, direction, None, Tiles(*CASES[case][4]), line_shape, None, case, lambda h: spread(h, 4, 16)
         )
+    assert h.tobytes() == plain.tobytes()
+    assert h_last.tobytes() == plain_last.tobytes()
+
+
+@pytest.mark.parametrize("direction", ["right_to_left", "top_to_bottom"])
+@pytest.mark.parametrize("case", ["from unit to unit", "bands in global memory"])
+def test_emulated_with_the_offsets_of_large_arrays(case, direction):
+    """The kernels of arrays with more than 2³¹ elements, on small ones."""
+    require()
+    (_, result_kind), sizes, chunk = CASES[case][3:6]
+    *arrays, line_shape = case_arrays(case, direction)
+    with emulated(seed=4, schedule="random", detect=True, async_copies="random") as device:
+        (h, h_last), (plain, plain_last) = both(
+            device, arrays, direction, chunk, Tiles(*sizes), line_shape, result_kind, case, offset="long long"
+        )
+        assert any(("OFFSET", "long long") in spec.defines for spec in device._kernels)
     assert h.tobytes() == plain.tobytes()
     assert h_last.tobytes() == plain_last.tobytes()
 

@@ -5,7 +5,8 @@
 Which there are tells tools/specialisations.py. Each is compiled by NVRTC with the options that CuPy would pass. The
 command fails if a kernel breaks a rule of `failures`. tests/test_compile.py holds a sample to them in every test run.
 
-`--random` makes that many random calls besides, and says how many of their kernels were not in the list.
+`--random` makes that many random calls besides, and those of `python -m gspn2_cupy check`, and says how many of their
+kernels were not in the list.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tools.specialisations import (
     KIB,
     Specialisation,
     all_specialisations,
+    checked_specialisations,
     random_specialisations,
     specialisations,
 )
@@ -103,14 +105,16 @@ def failures(row: Row) -> list[str]:
 
 
 def sample(architecture: int, most: int) -> list[Specialisation]:
-    """Return at most so many specialisations: those that are shortest of registers, by a rough count, and others."""
+    """Return so many specialisations: one of each kernel, those shortest of registers (a rough count), and others."""
     made = list(specialisations(architecture))
     if len(made) <= most:
         return made
-    tightest = sorted(range(len(made)), key=lambda k: -_pressure(made[k]))[: most // 2]
-    others = [k for k in range(len(made)) if k not in tightest]
-    wanted = most - len(tightest)
-    return [made[k] for k in sorted([*tightest, *(others[k * len(others) // wanted] for k in range(wanted))])]
+    chosen = set({each.spec.entry: k for k, each in enumerate(made)}.values())
+    tightest = sorted(set(range(len(made))) - chosen, key=lambda k: -_pressure(made[k]))
+    chosen.update(tightest[: max(0, most - len(chosen)) // 2])
+    others, wanted = sorted(set(range(len(made))) - chosen), max(0, most - len(chosen))
+    chosen.update(others[k * len(others) // wanted] for k in range(wanted))
+    return [made[k] for k in sorted(chosen)]
 
 
 def _pressure(made: Specialisation) -> float:
@@ -144,7 +148,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", type=int, nargs="*", choices=GPUS, default=list(GPUS))
     parser.add_argument("--kernels", nargs="*", help="only these, by name")
-    parser.add_argument("--random", type=int, default=0, metavar="CALLS", help="and what so many random calls launch")
+    parser.add_argument(
+        "--random",
+        type=int,
+        default=0,
+        metavar="CALLS",
+        help="and what so many random calls, and those of check, launch",
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
     jobs = []
@@ -152,8 +162,11 @@ def main() -> int:
         every = list(pool.map(all_specialisations, options.architectures))
     for architecture, listed in zip(options.architectures, every, strict=True):
         specs = {made.spec for made in listed}
-        others = [made for made in random_specialisations(architecture, options.random) if made.spec not in specs]
-        print(f"sm_{architecture}: {len(listed)} listed, {len(others)} more from random calls", file=sys.stderr)
+        others = []
+        if options.random:
+            called = (*random_specialisations(architecture, options.random), *checked_specialisations(architecture))
+            others = list({made.spec: made for made in called if made.spec not in specs}.values())
+        print(f"sm_{architecture}: {len(listed)} listed, {len(others)} more from other calls", file=sys.stderr)
         found = [*listed, *others]
         jobs += [(architecture, m) for m in found if not options.kernels or m.spec.entry in options.kernels]
     if not jobs:

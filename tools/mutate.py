@@ -268,10 +268,11 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="write the outcomes there")
     parser.add_argument("--resume", type=Path, help="keep outcomes there, and do not try those again")
     options = parser.parse_args()
+    command = "python -m tools.mutate" + (f" --only {' '.join(options.only)}" if options.only else "")
     chosen = [m for m in ALL if not options.only or any(word in f"{m.file} {m.name}" for word in options.only)]
     outcomes = examine(chosen, options.processes, options.resume)
     if options.report:
-        options.report.write_text(report(outcomes, "python -m tools.mutate"))
+        options.report.write_text(report(outcomes, command))
     caught = sum(outcome.caught for outcome in outcomes.values())
     open_questions = [m for m, outcome in outcomes.items() if outcome.caught == bool(m.harmless)]
     print(f"\n{caught} of {len(outcomes)} caught")

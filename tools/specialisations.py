@@ -19,7 +19,7 @@ import numpy as np
 
 import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan_forward, _plan_slices, _warmup
-from gspn2_cupy._check_cases import Type, forward_scan
+from gspn2_cupy._check_cases import Type, candidates, forward_scan, run_without_memory
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan
 from gspn2_cupy.reference import HORIZONTAL
 
@@ -61,7 +61,7 @@ OBLONG = ((64, 512), (512, 64), (16, 4096), (4096, 16), (33, 140), (14400, 14400
 OBLONG += ((65, 136), (129, 136), (333, 336), (1001, 1008), (2047, 2048))  # an odd number of rows
 SIZES = (*((side, side) for side in SIDES), *OBLONG)
 # (B, C, H, W) and G on which all functions are called, with all options.
-EVERYTHING = (((2, 4, 5, 6), 2), ((16, 8, 64, 64), 1), ((2, 8, 1024, 1024), 8))
+EVERYTHING = (((2, 4, 5, 6), 2), ((1, 3, 5, 7), 1), ((16, 8, 64, 64), 1), ((2, 8, 1024, 1024), 8))
 
 
 @dataclass
@@ -138,14 +138,7 @@ def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
     """Return what calls launch on the GPU of an architecture, and all that its forward scans can."""
     seen = {made.spec: made for made in specialisations(architecture)}
     limits, _ = GPUS[architecture]
-    sizes = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
-    names = {
-        tuple(dict(spec.defines)[name] for name in ("SCALAR", "WEIGHT", "RESULT"))
-        for spec in seen
-        if spec.entry == "line_scan_forward"
-    }
-    for types in sorted(names):
-        x, weight, h = ((name, sizes[name]) for name in types)
+    for x, weight, h in _types():
         plans = itertools.chain(_all_of_slices(limits, x, weight, h), _all_of_tiles(limits, x, weight, h))
         for plan in plans:
             made = seen.setdefault(plan.spec, Specialisation(plan.spec))
@@ -154,6 +147,15 @@ def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
             if plan.cooperative:
                 made.cooperative_blocks = max(made.cooperative_blocks, plan.grid[0])
     return _in_order(seen)
+
+
+def _types() -> Iterator[tuple[Type, Type, Type]]:
+    """Yield the types of x, weights and h that a forward scan may have: the last two may be of the state's type."""
+    for name in DTYPES:
+        kind = kind_of(name)
+        x, state = ((each.c_name, each.itemsize) for each in (kind, kind.state))
+        for weight, h in dict.fromkeys(((x, x), (x, state), (state, x), (state, state))):
+            yield x, weight, h
 
 
 def _all_of_slices(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iterator[LaunchPlan]:
@@ -210,7 +212,17 @@ def random_specialisations(architecture: int, count: int) -> tuple[Specialisatio
             if random.random() < 0.7:
                 _scan(kind, shape, groups, lam, direction, chunk, "contiguous")
             else:
-                _propagate(kind, shape, groups, lam, direction, random.choice([None, "sigmoid"]))
+                directions = tuple(random.permutation(ALL_DIRECTIONS)[: random.integers(1, 5)].tolist())
+                normalize, more = random.choice([None, "sigmoid"]), bool(random.random() < 0.5)
+                _propagate(kind, shape, groups, lam, directions, normalize, more)
+    return _in_order(recorder.seen)
+
+
+def checked_specialisations(architecture: int) -> tuple[Specialisation, ...]:
+    """Return what the cases of `python -m gspn2_cupy check` launch on the GPU of an architecture."""
+    recorder = Recorder(GPUS[architecture][0])
+    for _, case in candidates(recorder.limits, DTYPES):
+        run_without_memory(recorder, case)
     return _in_order(recorder.seen)
 
 
@@ -238,7 +250,7 @@ def _make_calls(kind: _arrays.DataType) -> None:
     if kind.itemsize == 2:  # in the others a scan inside a unit is a scan like any other
         for call in itertools.product(SHARINGS[1:3], SIZES, (True, False), ALL_DIRECTIONS, (None, "sigmoid")):
             (batch, channels, groups), size, lam, direction, normalize = call
-            _propagate(kind, (batch, channels, *size), groups, lam, direction, normalize)
+            _propagate(kind, (batch, channels, *size), groups, lam, (direction,), normalize)
     for channels, proxies in ((8, 2), (1152, 64)):
         _compact_unit(kind, channels, proxies)
 
@@ -282,15 +294,18 @@ def _propagate(
     shape: tuple[int, ...],
     groups: int,
     has_lam: bool,
-    direction: str,
+    directions: tuple[str, ...],
     normalize: str | None,
+    more: bool = False,
 ) -> None:
-    """Call the unit in one direction: hidden lines, and weights from logits, are of the state's type."""
-    batch, channels, height, width = shape
+    """Call the unit, maybe with u and merge: hidden lines, and weights from logits, are of the state's type."""
+    (batch, channels, height, width), count = shape, len(directions)
     x = array(shape, kind.numpy_dtype)
-    weight = array((batch, 1, groups, 3, height, width), kind.numpy_dtype)
-    lam = array((batch, 1, channels, height, width), kind.numpy_dtype) if has_lam else None
-    _device.propagate(x, weight, lam, directions=(direction,), normalize=normalize)
+    weight = array((batch, count, groups, 3, height, width), kind.numpy_dtype)
+    image = array((batch, count, channels, height, width), kind.numpy_dtype)
+    merge = array((count,), kind.numpy_dtype) if more else None
+    lam, u = image if has_lam else None, image if more else None
+    _device.propagate(x, weight, lam, u, merge=merge, directions=directions, normalize=normalize)
 
 
 def _compact_unit(kind: _arrays.DataType, channels: int, proxies: int) -> None:
