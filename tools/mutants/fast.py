@@ -338,6 +338,7 @@ FAST += mutants(
 
 FAST += mutants(
     "line_scan_slices.cu",
+    ("restart a line late", "restarts = line == restart;", "restarts = line == restart + 1;"),
     ("h over x of another size", "IN_PLACE = sizeof(RESULT) == sizeof(SCALAR);", "IN_PLACE = true;"),
     ("swizzle over too many bytes", "turn) % 8 * 16)", "turn) % 16 * 16)"),
     ("swizzle a row by its neighbour", "(offset ^ swizzle(start))", "(offset ^ swizzle(start + 512))"),

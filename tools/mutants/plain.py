@@ -8,6 +8,7 @@ PLAIN: list[Mutant] = []
 
 PLAIN += mutants(
     "geometry.cuh",
+    ("forget the image of a line", "b * batch + c * channel + i * cross", "c * channel + i * cross"),
     ("forget the origin of an image", "return origin + b * batch + c * channel;", "return b * batch + c * channel;"),
     ("forget the group of a weight", "return origin + b * batch + g * group;", "return origin + b * batch;"),
     (
@@ -65,6 +66,13 @@ PLAIN += mutants(
 PLAIN += mutants(
     "line_scan_forward.cu",
     (
+        "swap two weights",
+        (
+            ("stage.weight[2][at], previous[1]", "stage.weight[0][at], previous[1]"),
+            ("stage.weight[0][at], previous[-1]", "stage.weight[2][at], previous[-1]"),
+        ),
+    ),
+    (
         "drop the barrier after staging",
         "      __syncthreads();\n\n      for (int n = 0; n < count; ++n) {",
         "      for (int n = 0; n < count; ++n) {",
@@ -99,6 +107,13 @@ PLAIN += mutants(
 PLAIN += mutants(
     "line_scan_adjoint.cu",
     (
+        "swap two weights",
+        (
+            ("*up = stage.weight[0][at]", "*up = stage.weight[2][at]"),
+            ("*down = stage.weight[2]", "*down = stage.weight[0]"),
+        ),
+    ),
+    (
         "drop the barrier after staging",
         "      __syncthreads();\n\n      for (int n = count - 1;",
         "      for (int n = count - 1;",
@@ -128,6 +143,8 @@ PLAIN += mutants(
 
 PLAIN += mutants(
     "line_scan_gradients.cu",
+    ("flip the sign of dx", "(scale * value)", "(-scale * value)"),
+    ("flip the sign of dweight", "multiply_add(value, previous, sum[tap])", "multiply_add(-value, previous, sum[tap])"),
     ("forget the border above", "{!restarts && i > 0,", "{!restarts,"),
     ("forget the border below", "!restarts && i + 1 < scan.width}", "!restarts}"),
     ("swap two neighbours", "neighbour = i + tap - 1;", "neighbour = i + 1 - tap;"),
@@ -149,6 +166,7 @@ PLAIN += mutants(
 
 PLAIN += mutants(
     "merge.cu",
+    ("the next pixels of h", "read_pack<PACK>(h + at(geometry.h))", "read_pack<PACK>(h + at(geometry.h) + PACK)"),
     ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
     ("forget u", "modulation.widened(k) * hidden.widened(k)", "hidden.widened(k)"),
     ("forget m", "m ? widen(*m) : State(1)", "State(1)"),
@@ -219,6 +237,7 @@ PLAIN += mutants(
 
 PLAIN += mutants(
     "projection_gradient.cu",
+    ("flip a sign", "sum += step;", "sum -= step;"),
     ("drop the first barrier", "    __syncthreads();\n    stage(of_g", "    stage(of_g"),
     ("drop the second barrier", "    __syncthreads();\n    State step = 0;", "    State step = 0;"),
     ("forget the bias", "if (inside && channel == one) value = 1;", ""),
@@ -301,6 +320,11 @@ PLAIN += mutants(
 
 PLAIN += mutants(
     "normalize_backward.cu",
+    (
+        "swap two gradients",
+        "widen(dweight[k * geometry.dweight.tap])",
+        "widen(dweight[(2 - k) * geometry.dweight.tap])",
+    ),
     ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
     ("flip the sign of the mean", "(gradient[k] - mean)", "(gradient[k] + mean)"),
     ("forget the slope", "- mean) * slope;", "- mean);"),
