@@ -319,7 +319,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
       Lines next;  // on its way while this one is computed
       if (AHEAD) next.read(stage, lane, lowest_of(min(t + GROUP, lines - GROUP)));
       if (!AHEAD) now.read(stage, lane, lowest_of(t));
-      __syncwarp();  // h goes where a lane without rows of its own has read x
+      __syncwarp();  // h goes where a lane without a slice of its own has read x
       Pack<RESULT, PACK> result[CHANNELS][PACKS];
 #pragma unroll
       for (int m = 0; m < GROUP; ++m) {

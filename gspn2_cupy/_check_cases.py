@@ -189,7 +189,7 @@ def errors(
         if name == "dmerge":  # a sum that cancels
             u = np.abs(exact["u"]) if case.u else 1
             terms = (np.abs(exact["dy"])[:, None] * u * np.abs(truth["states"])).sum(axis=(0, 2, 3, 4))
-        if name == "h_last":  # one line, which may be small: made from lines that are not
+        if name == "h_last":  # one line, which may be small by chance: its error is that of the lines it is made from
             terms = np.full(truth[name].shape, math.sqrt(np.mean(np.square(truth["h"]))) if truth["h"].size else 0)
         shares[name] = share_of_allowed(to_host(result), truth[name], terms)
     return shares

@@ -29,8 +29,14 @@ FUNCTIONS = (
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
-# Rows of whole vectors of 16 bytes, which the tile kernels ask for, and odd ones, which are left to the plain kernels.
-SHAPES = {"tiles": (2, 4, 40, 64), "plain": (2, 4, 9, 37)}
+# By the kernel that a forward scan from left to right in float32 has on an H100 (tests/test_plan_forward.py).
+SHAPES = {
+    "tiles": (2, 4, 72, 64),
+    "small slices": (2, 4, 9, 37),
+    "a cluster": (1, 2, 512, 32),
+    "resident blocks": (1, 1, 1536, 32),
+    "plain": (1, 2, 130, 131),
+}
 
 
 def case(function, dtype="float32", shape=SHAPES["tiles"], seed=0):

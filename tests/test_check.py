@@ -11,6 +11,7 @@ from conftest import NO_GPU
 from emulator import LIMITS, emulated, require
 from helpers import DTYPES
 
+import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _check, _check_behaviours, _check_cases, _launch, reference
 from gspn2_cupy.__main__ import main
 from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case, Sweep
@@ -126,6 +127,20 @@ def test_a_case_with_saved_lines_gives_them_to_the_backward():
         for each in (case, replace(case, saved=False))
     ]
     assert (gradients[0] != gradients[1]).any()
+
+
+def test_a_last_line_that_is_off_is_found(device, monkeypatch):
+    """It is judged by the size of all lines, which must not hide an error of a few times what is allowed."""
+    line_scan = gspn2_cupy.line_scan
+
+    def off(*args, **options):
+        h, h_last = line_scan(*args, **options)
+        return h, h_last * np.float32(1 + 4e-5)
+
+    case = Case(LINE_SCAN, "float32", (2, 4, 24, 40), 2, ("left_to_right",), lam=True)
+    assert max(_check_cases.errors(case, 0, lambda array: array, lambda array: array).values()) < 1
+    monkeypatch.setattr(gspn2_cupy, "line_scan", off)
+    assert 1 < _check_cases.errors(case, 0, lambda array: array, lambda array: array)["h_last"] < 20
 
 
 def test_calls_are_compared_with_each_other_on_every_kind_of_forward_kernel():

@@ -15,10 +15,11 @@ pytestmark = needs_gpu
 REPEATS = 100
 # Why each shape: what its plans differ in.
 SHAPES = {
-    (2, 4, 40, 64): "a warp holds whole slices",
+    (2, 4, 72, 64): "a block holds whole slices",
     (1, 2, 512, 512): "slices cut over a cluster or over bands",
     (1, 1, 1536, 1536): "one slice alone, cut over as many blocks as there can be",
-    (2, 3, 33, 37): "the plain kernels",
+    (2, 3, 33, 37): "small slices",
+    (1, 2, 130, 131): "the plain kernels",
 }
 
 

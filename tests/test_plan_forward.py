@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import gpu_support
 import numpy as np
 import pytest
 
 from gspn2_cupy import ALL_DIRECTIONS, _plan_forward, _plan_slices
+from gspn2_cupy._check_cases import forward_scan
 from gspn2_cupy._plan import DeviceLimits, ForwardScan, Layout
 from gspn2_cupy.reference import HORIZONTAL
 
@@ -245,3 +247,22 @@ def test_the_plan_that_a_page_shows_is_the_one_that_is_made():
     shown = " ".join(re.search(r"^    line_scan_tiles<.*?rows$", page, re.M | re.S)[0].split())
     plan = plan_of(DEVICES["H200"], "left_to_right", (1, 4, 64, 64), groups=4)
     assert re.fullmatch(".*".join(map(re.escape, shown.split("…"))), str(plan))
+
+
+def test_the_tests_of_graphs_and_streams_see_every_kind_of_kernel():
+    """Their shapes, which only a GPU can run, launch what their names say."""
+    kinds = {}
+    for name, shape in gpu_support.SHAPES.items():
+        groups = 2 if shape[1] % 2 == 0 else 1
+        kind = ("float", 4)
+        plan = _plan_forward.line_scan_forward(
+            DEVICES["H200"], forward_scan(shape, groups, "left_to_right", True, kind, kind, kind)
+        )
+        kinds[name] = (plan.spec.entry, int(dict(plan.spec.defines).get("CLUSTER", 1)) > 1, plan.cooperative)
+    assert kinds == {
+        "tiles": ("line_scan_tiles", False, False),
+        "small slices": ("line_scan_slices", False, False),
+        "a cluster": ("line_scan_tiles", True, False),
+        "resident blocks": ("line_scan_tiles", False, True),
+        "plain": ("line_scan_forward", False, False),
+    }
