@@ -140,9 +140,16 @@ class Backend:
         return array
 
     def strided(self, array, layout):
-        """The values of a NumPy array in the backend's memory, laid out as LAYOUTS says, NaN in the gaps."""
+        """The values of a NumPy array in the backend's memory, laid out as LAYOUTS says, NaN in the gaps.
+
+        Or "one element in": without gaps, at an address that only elements are aligned to.
+        """
         if array is None:
             return None
+        if layout == "one element in":
+            memory = np.full(array.size + 1, np.nan, array.dtype)
+            memory[1:] = array.reshape(-1)
+            return self.array(memory)[1:].reshape(array.shape)
         memory_shape, view = LAYOUTS[layout]
         memory = np.full(memory_shape(array.shape), np.nan, array.dtype)
         view(memory)[...] = array

@@ -30,8 +30,8 @@ from gspn2_cupy._plan import ForwardScan
 sizes = st.integers(0, 9) | st.sampled_from([31, 33, 127])  # mostly tiny; around one warp, and several
 directions = st.sampled_from(ALL_DIRECTIONS)
 dtypes = st.sampled_from(sorted(DTYPES))
-chunks = st.none() | st.integers(1, 12)
-layouts = st.sampled_from(["contiguous", *LAYOUTS])
+chunks = st.none() | st.integers(1, 12) | st.sampled_from([31, 64, 130])
+layouts = st.sampled_from(["contiguous", "one element in", *LAYOUTS])
 
 
 @st.composite
@@ -232,6 +232,33 @@ def test_propagate(backend, unit, chunk, layout):
     scale = loops.propagate(*absolute(unit), **absolute_options(unit, chunk))
     assert_close(y, truth[0], unit.x.dtype, scale=scale[0])
     assert_close(states, truth[1], unit.x.dtype, scale=scale[1])
+
+
+@st.composite
+def units_in_tiles(draw):
+    """Units of images whose sides are whole vectors of 16 bytes and wider than small slices."""
+    groups, per_group = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (1, 4)]))
+    shape = (1, groups * per_group, *(8 * draw(st.integers(9, 12)) for _ in range(2)))
+    names = draw(st.lists(directions, min_size=1, max_size=2, unique=True))
+    options = {name: draw(st.booleans()) for name in ("lam", "u", "merge")}
+    options["normalize"] = draw(st.sampled_from([None, "sigmoid", "softmax"]))
+    dtype = draw(st.sampled_from(["float32", "float16", "bfloat16"]))
+    return make_unit(shape, names, dtype, groups=groups, seed=draw(st.integers(0, 99)), **options)
+
+
+@pytest.mark.functions("propagate")
+@settings(max_examples=12)
+@given(unit=units_in_tiles(), chunk=st.none() | st.integers(1, 60))
+def test_propagate_in_tiles(backend, unit, chunk):
+    arrays = (unit.x, unit.weight, unit.lam, unit.u)
+    y, states = backend(gspn2_cupy.propagate, *arrays, **unit.options(chunk), return_states=True)
+    # by the reference in float64, as in test_line_scan_in_tiles
+    exact = [None if a is None else a.astype(np.float64) for a in (*arrays, unit.merge)]
+    truth = reference.propagate(*exact[:4], **{**unit.options(chunk), "merge": exact[4]}, return_states=True)
+    positive = [None if a is None else a.astype(np.float64) for a in absolute(unit)]
+    scale = reference.propagate(*positive, **absolute_options(unit, chunk), return_states=True)
+    for actual, expected, size in zip((y, states), truth, scale, strict=True):
+        assert_close(actual, expected, unit.x.dtype, scale=size)
 
 
 @pytest.mark.functions("propagate", "propagate_backward")
