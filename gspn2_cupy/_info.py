@@ -91,6 +91,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"device {device['index']}", text))
     if not facts["devices"]:
         lines.append(("devices", show("devices")))
+    lines.append(("CUDA arrays", "run here, by CUDA kernels" if facts["devices"] else "cannot run here"))
+    lines.append(("CPU arrays", "run here, by the NumPy reference"))
     lines.append(("CUDA sources", show("cuda_sources")))
     lines.append(("kernel cache", show("kernel_cache")))
     return lines

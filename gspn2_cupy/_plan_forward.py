@@ -97,7 +97,11 @@ class _Dealer:
         return self.scan.slices // self.family * of_family
 
     def resident(self, slices: Slices) -> int:
-        """Blocks that a multiprocessor holds at once: 32 warps at most, of 64 registers a thread."""
+        """Blocks that a multiprocessor holds at once: 32 warps at most, of 64 registers a thread.
+
+        Some kernels take up to 120, and fewer of their blocks run at once. No block waits for another, so that is slow
+        at worst.
+        """
         taken = bytes_of_block(slices, self.scan) + BESIDE_SHARED
         return min(self.limits.shared_bytes_per_multiprocessor // taken, 32 // slices.warps)
 
