@@ -49,6 +49,23 @@ def fails(message: str):
     return call
 
 
+def test_it_says_where_calls_run(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert main(["info"]) == 0
+    without = capsys.readouterr().out
+    assert "\nCUDA arrays   cannot run here\n" in without
+    assert "\nCPU arrays    run here, by the NumPy reference\n" in without
+    properties = {"name": b"Made-up", "major": 9, "minor": 0, "totalGlobalMem": 2**34}
+    cupy_with(
+        monkeypatch,
+        driverGetVersion=lambda: 13000,
+        getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda _: properties,
+    )
+    assert main(["info"]) == 0
+    assert "\nCUDA arrays   run here, by CUDA kernels\n" in capsys.readouterr().out
+
+
 def test_without_cupy(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # import cupy raises ModuleNotFoundError
     facts = info(capsys)
