@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan_forward, _plan_slices, _warmup
+from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan, _plan_forward, _plan_slices, _warmup
 from gspn2_cupy._check_cases import Type, candidates, forward_scan, run_without_memory
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan
 from gspn2_cupy.reference import HORIZONTAL
@@ -139,7 +139,8 @@ def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
     seen = {made.spec: made for made in specialisations(architecture)}
     limits, _ = GPUS[architecture]
     for x, weight, h in _types():
-        plans = itertools.chain(_all_of_slices(limits, x, weight, h), _all_of_tiles(limits, x, weight, h))
+        plain = _plan.line_scan_forward(forward_scan((1, 4, 7, 9), 1, "left_to_right", True, x, weight, h))
+        plans = itertools.chain([plain], _all_of_slices(limits, x, weight, h), _all_of_tiles(limits, x, weight, h))
         for plan in plans:
             made = seen.setdefault(plan.spec, Specialisation(plan.spec))
             made.threads.add(plan.block[0])
