@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Compile and run on the GPU every kernel in every shape that can be chosen there, for arrays of less than 2^31 "
         "elements, and compare with the NumPy reference; then go on with other data types, directions and options, as "
         "far as the time goes; then try streams, graphs, threads and repeats. Takes up to two minutes. Run again it "
-        "gets further, as kernels stay compiled. Exit code 0: all that ran is right; 1: something is wrong; 2: there "
-        "is no GPU."
+        "gets further, as kernels stay compiled. Exit code 0: all that ran is right; 1: something is wrong, or no "
+        "time was left for any comparison; 2: there is no GPU."
     )
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, metavar="N", help=f"for the comparisons (default: {SECONDS})"
@@ -77,9 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.table())
     seconds = time.monotonic() - start
     print(f"\n{kernels} kernels, {report.cases} of {len(planned)} cases, {seconds:.0f} s: {report.verdict()}")
-    if arguments.bench and not report.failures:  # no speed of what is wrong
+    if arguments.bench and report.passed:  # no speed of what is wrong
         _check_bench.run(cupy)
-    return 1 if report.failures else 0
+    return 0 if report.passed else 1
 
 
 def why_no_gpu() -> str | None:
@@ -133,6 +133,11 @@ class Report:
         """How many cases have run."""
         return sum(row.cases for row in self.rows.values())
 
+    @property
+    def passed(self) -> bool:
+        """Whether something has run, and nothing failed."""
+        return self.cases > 0 and not self.failures
+
     def add(self, case: Case, shares: dict[str, float]) -> None:
         """Take down a case's errors."""
         row = self.rows.setdefault((case.operation, case.dtype), Row())
@@ -176,6 +181,8 @@ class Report:
         """Return how it went, in a few words."""
         if self.failures:
             return f"{len(self.failures)} FAILED"
+        if not self.cases:
+            return "NOT CHECKED"
         return "all of these ok" if self.left_out else "all ok"
 
 

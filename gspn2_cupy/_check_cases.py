@@ -185,14 +185,24 @@ def errors(
     truth = call(reference, case, exact, saved)
     shares = {}
     for name, result in actual.items():
-        terms = None
-        if name == "dmerge":  # a sum that cancels
-            u = np.abs(exact["u"]) if case.u else 1
-            terms = (np.abs(exact["dy"])[:, None] * u * np.abs(truth["states"])).sum(axis=(0, 2, 3, 4))
-        if name == "h_last":  # one line, which may be small by chance: its error is that of the lines it is made from
-            terms = np.full(truth[name].shape, math.sqrt(np.mean(np.square(truth["h"]))) if truth["h"].size else 0)
-        shares[name] = share_of_allowed(to_host(result), truth[name], terms)
+        shares[name] = share_of_allowed(to_host(result), truth[name], _terms(name, exact, truth))
     return shares
+
+
+def _terms(name: str, exact: dict[str, Array], truth: dict[str, Array]) -> Array | None:
+    """Return what a result is made from, if it may be much smaller by chance and has the error of that; or None."""
+    if name == "dmerge":  # a sum that cancels
+        u = np.abs(exact["u"]) if "u" in exact else 1
+        return (np.abs(exact["dy"])[:, None] * u * np.abs(truth["states"])).sum(axis=(0, 2, 3, 4))
+    if name == "h_last":  # one line, made from all of them
+        return _of_mean_size(truth[name].shape, truth["h"])
+    if name == "dh0":  # likewise, of the lines of the gradient, of which dx is λ times
+        return _of_mean_size(truth[name].shape, truth["dx"] / exact.get("lam", 1))
+    return None
+
+
+def _of_mean_size(shape: tuple[int, ...], array: Array) -> Array:
+    return np.full(shape, math.sqrt(np.mean(np.square(array))) if array.size else 0)
 
 
 def share_of_allowed(actual: Array, truth: Array, terms: Array | None = None) -> float:
