@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from gspn2_cupy._streams import lend
+from gspn2_cupy._streams import lend, same_stream, torch_stream
 
 Array: TypeAlias = Any  # numpy.ndarray on the CPU, cupy.ndarray on a CUDA device
 Device: TypeAlias = tuple[str, int]  # ("cpu", 0) or ("cuda", index)
@@ -194,6 +194,9 @@ def _adopt_torch(tensor: Any) -> tuple[Array, Device] | Refusal:
             "be stored as it reads: pass its .resolve_neg() or .resolve_conj()",
             "a PyTorch tensor with its negative or conjugate bit set",
         )
+    same = _same_memory(tensor) if tensor.is_cuda else None
+    if same is not None:
+        return same
     is_bfloat16 = tensor.dtype is torch.bfloat16
     if is_bfloat16:
         try:
@@ -216,6 +219,38 @@ def _adopt_torch(tensor: Any) -> tuple[Array, Device] | Refusal:
     return (array.view(dtype) if is_bfloat16 else array), device
 
 
+def _same_memory(tensor: Any) -> tuple[Array, Device] | None:
+    """Describe a CUDA tensor as an array of CuPy's, in a tenth of the time that DLPack takes.
+
+    None where DLPack is wanted: to order two streams, or to say what is wrong.
+    """
+    torch, index = sys.modules["torch"], tensor.device.index
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    try:
+        import cupy
+
+        dtype = _TORCH_TYPES[str(tensor.dtype)]().numpy_dtype
+        pointer = tensor.data_ptr()
+    except (ImportError, LookupError, RuntimeError):  # RuntimeError: a tensor without memory
+        return None
+    if not same_stream(cupy.cuda.get_current_stream(index).ptr, torch_stream(index)):
+        return None
+    size = tensor.untyped_storage().nbytes()  # from the storage's start: an upper bound
+    memory = cupy.cuda.UnownedMemory(pointer, size, tensor, index)
+    strides = [stride * dtype.itemsize for stride in tensor.stride()]
+    array = cupy.ndarray(tuple(tensor.shape), dtype, cupy.cuda.MemoryPointer(memory, 0), strides=strides)
+    return array, ("cuda", index)
+
+
+_TORCH_TYPES: dict[str, Callable[[], DataType]] = {
+    "torch.float32": lambda: FLOAT32,
+    "torch.float16": lambda: FLOAT16,
+    "torch.float64": lambda: FLOAT64,
+    "torch.bfloat16": bfloat16,
+}
+
+
 def _restore_torch(array: Array, _: Any) -> Any:
     torch = sys.modules["torch"]
     is_bfloat16 = _is_bfloat16(array)
@@ -232,7 +267,7 @@ def _restore_torch(array: Array, _: Any) -> Any:
 def _lend_to_torch(array: Array) -> Array:
     if isinstance(array, np.ndarray):
         return array
-    return lend(array, sys.modules["torch"].cuda.current_stream(array.data.device_id).cuda_stream)
+    return lend(array, torch_stream(array.data.device_id))
 
 
 def _adopt_jax(array: Any) -> tuple[Array, Device] | Refusal:

@@ -18,7 +18,7 @@ from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL, LineScanGrads, Prop
 Array = Any
 
 
-class _OnDevice:  # a class, because a generator's context takes a microsecond and a half longer
+class OnDevice:  # a class, because a generator's context takes a microsecond and a half longer
     """Make the arrays' device current and give its launcher."""
 
     def __init__(self, array: Array):
@@ -77,7 +77,7 @@ def _in_images(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 def normalize_weights(logits: Array, *, direction: str, method: str = "sigmoid") -> Array:
     """See :func:`gspn2_cupy.normalize_weights`."""
-    with _OnDevice(logits) as launcher:
+    with OnDevice(logits) as launcher:
         weight = launcher.empty(logits.shape, logits.dtype)
         if weight.size:
             for z, w in _in_images(logits, weight):
@@ -87,7 +87,7 @@ def normalize_weights(logits: Array, *, direction: str, method: str = "sigmoid")
 
 def normalize_weights_backward(dweight: Array, logits: Array, *, direction: str, method: str = "sigmoid") -> Array:
     """See :func:`gspn2_cupy.normalize_weights_backward`."""
-    with _OnDevice(logits) as launcher:
+    with OnDevice(logits) as launcher:
         dlogits = launcher.empty(logits.shape, logits.dtype)
         if dlogits.size:
             for dw, z, dz in _in_images(dweight, logits, dlogits):
@@ -98,7 +98,7 @@ def normalize_weights_backward(dweight: Array, logits: Array, *, direction: str,
 # --- one direction ----------------------------------------------------------------------------------------------------
 
 
-def _state_line(launcher: _launch.Launcher, x: Array, direction: str) -> Array:
+def state_line(launcher: _launch.Launcher, x: Array, direction: str) -> Array:
     """Allocate h_last or dh0: one line per channel, in the state's type."""
     batch, channels, height, width = x.shape
     return launcher.empty((batch, channels, height if direction in HORIZONTAL else width), _state(x))
@@ -116,9 +116,9 @@ def line_scan(
     return_last: bool = False,
 ) -> Array | tuple[Array, Array]:
     """See :func:`gspn2_cupy.line_scan`."""
-    with _OnDevice(x) as launcher:
+    with OnDevice(x) as launcher:
         h = launcher.empty(x.shape, x.dtype) if out is None else out
-        h_last = _state_line(launcher, x, direction) if return_last else None
+        h_last = state_line(launcher, x, direction) if return_last else None
         _steps.scan(launcher, x, weight, lam, h0, h, h_last, direction, chunk)
     return (h, h_last) if return_last else h
 
@@ -138,12 +138,12 @@ def line_scan_backward(
 ) -> LineScanGrads:
     """See :func:`gspn2_cupy.line_scan_backward`."""
     wanted = set(LineScanGrads._fields if needs is None else needs)
-    with _OnDevice(x) as launcher:
+    with OnDevice(x) as launcher:
         state = _state(x)
         dx = launcher.empty(x.shape, x.dtype) if "x" in wanted else None
         dlam = launcher.empty(x.shape, x.dtype) if "lam" in wanted and lam is not None else None
         dweight = launcher.empty(weight.shape, x.dtype) if "weight" in wanted else None
-        dh0 = _state_line(launcher, x, direction) if "h0" in wanted and h0 is not None else None
+        dh0 = state_line(launcher, x, direction) if "h0" in wanted and h0 is not None else None
         grads = LineScanGrads(dx, dweight, dlam, dh0)
         if x.size == 0:
             if dweight is not None:
@@ -190,7 +190,7 @@ def propagate(
     """
     kind = _steps.type_of(x)
     state = kind.state.numpy_dtype
-    with _OnDevice(x) as launcher:
+    with OnDevice(x) as launcher:
         y = launcher.empty(x.shape, x.dtype) if out is None else out
         states = launcher.empty((x.shape[0], len(directions), *x.shape[1:]), x.dtype) if return_states else None
         result = y if states is None else (y, states)
@@ -243,7 +243,7 @@ def propagate_backward(
     kind = _steps.type_of(x)
     state = kind.state.numpy_dtype
     wanted = set(PropagateGrads._fields if needs is None else needs)
-    with _OnDevice(x) as launcher:
+    with OnDevice(x) as launcher:
 
         def gradient(name: str, array: Array | None) -> Array | None:
             return launcher.empty(array.shape, x.dtype) if array is not None and name in wanted else None
@@ -313,7 +313,7 @@ def affinity_matrix(
     for them by a stride of zero, not copied. What the call takes as an image is here as large as one image's matrix.
     """
     module = sys.modules[type(weight).__module__.partition(".")[0]]  # CuPy; NumPy under the emulator
-    with _OnDevice(weight):
+    with OnDevice(weight):
         return impulse_responses(module, propagate, weight, lam, u, directions=directions, merge=merge, chunk=chunk)
 
 
@@ -333,7 +333,7 @@ def _matrix(weight: Array) -> Array:
 
 def project(x: Array, weight: Array, bias: Array) -> Array:
     """See :func:`gspn2_cupy.reference.project`."""
-    with _OnDevice(x) as launcher:
+    with OnDevice(x) as launcher:
         y = launcher.empty((x.shape[0], *bias.shape, *x.shape[2:]), x.dtype)
         if y.size:
             _steps.project(launcher, x, _matrix(weight), bias.reshape(bias.size), None, _images(y))
@@ -343,7 +343,7 @@ def project(x: Array, weight: Array, bias: Array) -> Array:
 def project_back(terms: Sequence[tuple[Array, Array]], before: Array | None = None) -> Array:
     """See :func:`gspn2_cupy.reference.project_back`; a sum of several in a 16-bit type needs an image of workspace."""
     gradient, weight = terms[0]
-    with _OnDevice(gradient) as launcher:
+    with OnDevice(gradient) as launcher:
         shape = (gradient.shape[0], weight.shape[-1], *gradient.shape[-2:])
         dx = launcher.empty(shape, gradient.dtype)
         if dx.size == 0:
@@ -357,7 +357,7 @@ def project_back(terms: Sequence[tuple[Array, Array]], before: Array | None = No
 
 def project_gradients(dy: Array, x: Array) -> tuple[Array, Array]:
     """See :func:`gspn2_cupy.reference.project_gradients`."""
-    with _OnDevice(x) as launcher:
+    with OnDevice(x) as launcher:
         outputs = dy.shape[1:-2]
         dweight, dbias = launcher.empty((*outputs, x.shape[1]), x.dtype), launcher.empty(outputs, x.dtype)
         if dbias.size:

@@ -89,6 +89,12 @@ def scan(
             hand_through(h_last, h0)
         return
     arrays = (x, weight, lam, h0, h, h_last)
+    plan = scan_plan(launcher, direction, chunk, *arrays)
+    _launch.run(launcher, plan, *arrays, *scan_workspace(launcher, plan, type_of(x).state))
+
+
+def scan_plan(launcher: _launch.Launcher, direction: str, chunk: int | None, *arrays: Array | None) -> _plan.LaunchPlan:
+    """Plan one direction of x, weight, λ, h0, h and h_last."""
     key = (launcher.limits, direction, chunk, *map(signature, arrays))
     plan = _scan_plans.get(key)
     if plan is None:
@@ -96,7 +102,7 @@ def scan(
         if len(_scan_plans) >= PLANS_KEPT:
             _scan_plans.clear()
         _scan_plans[key] = plan
-    _launch.run(launcher, plan, *arrays, *scan_workspace(launcher, plan, type_of(x).state))
+    return plan
 
 
 def adjoint(

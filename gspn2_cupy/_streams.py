@@ -23,6 +23,18 @@ Array = Any  # cupy.ndarray
 _stranded: list[Any] = []  # kept for good: a graph was being captured that may use it at every replay
 
 
+def torch_stream(device: int) -> int:
+    """Return PyTorch's current stream on a device."""
+    torch = sys.modules["torch"]
+    raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as PyTorch's own compiled code asks, for 0.2 of 9 µs
+    return int(raw(device) if raw else torch.cuda.current_stream(device).cuda_stream)
+
+
+def same_stream(one: int, other: int) -> bool:
+    """Tell whether two streams of a device are one: 0 and 1 both name CUDA's legacy default stream."""
+    return (one or 1) == (other or 1)
+
+
 class _Loan:
     """Memory of CuPy's, lent to another library's stream: as it comes back, CuPy's stream waits for that one."""
 
@@ -54,9 +66,8 @@ def lend(array: Array, borrower: int) -> Array:
     """Return an array for another library to use on its current stream and to free."""
     import cupy
 
-    with array.device:
-        lender = cupy.cuda.get_current_stream()
-    if array.size == 0 or (lender.ptr or 1) == (borrower or 1):  # 0 and 1 both name CUDA's legacy default stream
+    lender = cupy.cuda.get_current_stream(array.data.device_id)
+    if array.size == 0 or same_stream(lender.ptr, borrower):
         return array
     loan = _Loan(cupy, array, lender, borrower)
     memory = cupy.cuda.UnownedMemory(array.data.ptr, array.nbytes, loan, array.data.device_id)

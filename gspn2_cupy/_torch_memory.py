@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gspn2_cupy._adapters import on_stream
+from gspn2_cupy._streams import torch_stream
 
 
 class _Memory:
@@ -47,7 +48,7 @@ class _Memory:
 def _cuda(device: torch.device) -> Iterator[_Memory]:
     """Let CuPy work on PyTorch's current stream of a device, with memory of PyTorch."""
     memory = _Memory(device)
-    with torch.cuda.device(device), on_stream(device.index, torch.cuda.current_stream(device).cuda_stream):
+    with torch.cuda.device(device), on_stream(device.index, torch_stream(device.index)):
         try:
             import cupy
         except ImportError:  # the array function says so

@@ -7,9 +7,10 @@ import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from gspn2_cupy import _streams
+from gspn2_cupy import _arrays, _streams
 
 OURS, THEIRS = 7, 9  # streams
 
@@ -33,7 +34,7 @@ class Cuda:
             runtime=runtime,
             Device=lambda index: nullcontext(),
             Event=self.event,
-            get_current_stream=lambda: SimpleNamespace(ptr=OURS),
+            get_current_stream=lambda device=0: SimpleNamespace(ptr=OURS),
             UnownedMemory=lambda address, size, owner, device: owner,
             MemoryPointer=lambda memory, offset: memory,
         )
@@ -85,7 +86,7 @@ def test_nothing_is_lent_on_one_stream_or_without_memory(cuda, monkeypatch):
     same, empty = array(), array(0)
     assert _streams.lend(same, OURS) is same
     assert _streams.lend(empty, THEIRS) is empty
-    monkeypatch.setattr(cuda.cuda, "get_current_stream", lambda: SimpleNamespace(ptr=0))
+    monkeypatch.setattr(cuda.cuda, "get_current_stream", lambda device: SimpleNamespace(ptr=0))
     assert _streams.lend(same, 1) is same  # both name the legacy default stream
 
 
@@ -110,3 +111,83 @@ def test_what_is_retained_is_let_go_once_it_is_done(cuda):
     cuda.capturing.add(OURS)
     _streams.retain("e", 0)
     assert _streams._stranded == ["e"]
+
+
+# --- tensors of PyTorch -----------------------------------------------------------------------------------------------
+
+
+class Tensor:
+    """Stands for a CUDA tensor."""
+
+    device = SimpleNamespace(index=1)
+    dtype = "torch.float32"
+    shape = (2, 3)
+
+    def stride(self):
+        return (5, 1)
+
+    def data_ptr(self):
+        return 4096
+
+    def untyped_storage(self):
+        return SimpleNamespace(nbytes=lambda: 4 * 8)
+
+
+class WithoutMemory(Tensor):
+    def data_ptr(self):
+        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
+
+
+class Subclass(Tensor):
+    pass
+
+
+class Integers(Tensor):
+    dtype = "torch.int32"
+
+
+@pytest.fixture
+def torch(cuda, monkeypatch):
+    def ndarray(shape, dtype, memory, strides):
+        return SimpleNamespace(shape=shape, dtype=dtype, strides=strides, owner=memory)
+
+    monkeypatch.setattr(cuda, "ndarray", ndarray)
+    torch = SimpleNamespace(
+        Tensor=Tensor,
+        nn=SimpleNamespace(Parameter=None),
+        _C=SimpleNamespace(_cuda_getCurrentRawStream=lambda device: OURS if device == 1 else THEIRS),
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    return torch
+
+
+def test_a_tensor_of_our_stream_is_described_as_an_array(torch):
+    tensor = Tensor()
+    array, device = _arrays._same_memory(tensor)
+    assert (array.shape, array.dtype, array.strides, device) == ((2, 3), np.float32, [20, 4], ("cuda", 1))
+    assert array.owner is tensor  # kept while the array is
+
+
+def test_a_tensor_of_another_stream_is_not(torch):
+    torch._C._cuda_getCurrentRawStream = lambda device: THEIRS
+    assert _arrays._same_memory(Tensor()) is None
+
+
+@pytest.mark.parametrize("kind", [WithoutMemory, Subclass, Integers])
+def test_an_unusual_tensor_is_not(torch, monkeypatch, kind):
+    if kind is WithoutMemory:
+        monkeypatch.setattr(torch, "Tensor", WithoutMemory)
+    if kind is Integers:
+        monkeypatch.setattr(torch, "Tensor", Integers)
+    assert _arrays._same_memory(kind()) is None
+
+
+def test_without_cupy_it_is_not(torch, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert _arrays._same_memory(Tensor()) is None
+
+
+def test_the_stream_where_pytorch_has_no_quick_answer(torch):
+    torch._C = SimpleNamespace()
+    torch.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=device + 20))
+    assert _streams.torch_stream(1) == 21

@@ -122,7 +122,7 @@ class Given:
         """Make the call, once its arrays' data type is known."""
         given_out = self.given.get("out")
         if given_out is not None:
-            _check_out_memory(self.arrays["out"], self.arrays)
+            out_memory(self.arrays["out"], self.arrays)
         leader, like = next(iter(self.given.items()))
         library, _, _, device = self.signatures[leader]
         return Call(
@@ -216,7 +216,7 @@ def _check_out_library(out: Signature | None) -> None:
         raise TypeError(must("out", "be of a library with mutable arrays", f"one of {out.library.name}"))
 
 
-def _check_out_memory(out: Array, arrays: dict[str, Array]) -> None:
+def out_memory(out: Array, arrays: dict[str, Array]) -> None:
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError(must("out", "be writable", "a read-only array"))
     if overlaps_itself(out):
