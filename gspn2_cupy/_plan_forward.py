@@ -204,7 +204,7 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
     if across <= 64 and across % 2 == 0:
         yield Tiles(2, sets, 1, 4, *((32, 0, 0, 2, 8, False, 1, 128) if short else (16, 0, 0, 3, 4, sets == 1)))
     elif across <= 128 and across % 4 == 0 and short:
-        yield Tiles(4, pair, 1, 4, 32, 0, 0, 3, vector, False, 1, 64)
+        yield Tiles(4, pair, 1, 8, 32, 0, 0, 3, vector, False, 1, 64)
     elif across <= 128 and across % 2 == 0:
         yield _cut(across, Tiles(2, 1, 1, 4, 16, 16, 0, 4, vector))
     elif across <= 32:
@@ -213,7 +213,8 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
     if few and two == 2 and _has_clusters(limits) and 128 < across <= 1024:
         cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
         shape = (32, 16, 16, 4, 8, False, cluster, 64) if short else (16, 16, 16, 4, 4, True, cluster, 128)
-        yield _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, 4, *shape))
+        tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, 2 if short else 4, *shape))
+        yield tiles if short or tiles.warps != 4 else replace(tiles, copiers=6)
     if short and across > 128:
         yield from _cheapest_along(limits, scan, pair)
     elif two == 2:
@@ -239,9 +240,9 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
 
     shapes = []  # and what a row costs
     if across % 4 == 0:
-        four = Tiles(4, pair, 2, 4, 32, 8, 0, 2, 8, False, 1, 128)
+        four = Tiles(4, pair, 2, 6 if pair == 2 else 8, 32, 8, 0, 2, 8, False, 1, 128)
         cut = replace(four, outer=16)
-        one = replace(four, sets=1, warps=3, inner=32)
+        one = replace(four, sets=1, warps=3, copiers=8, inner=32)
         shapes += [(four, 0.55), (one, 0.43), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]
         shapes += [(replace(four, inner=32, outer=32), 0.63 if pair == 2 else 0.46), (replace(one, outer=32), 0.45)]
         if _has_clusters(limits):  # not measured elsewhere
@@ -291,7 +292,7 @@ def _down(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]
         elif not short and slices * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, 1, 1, 4, 4, 32, 32, 4, 2, True, 2))
         elif not short:
-            yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, 4, 16, 32, 32, 3, 4, True, 8))
+            yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, 6, 16, 32, 32, 3, 4, True, 8))
     wide = (
         [
             Tiles(4, pair, 4, 4, 8, 16, 64, 4, 8, False),

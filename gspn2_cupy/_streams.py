@@ -23,6 +23,13 @@ Array = Any  # cupy.ndarray
 _stranded: list[Any] = []  # kept for good: a graph was being captured that may use it at every replay
 
 
+def current_stream(device: int) -> int:
+    """Return CuPy's current stream on a device."""
+    import cupy
+
+    return int(cupy.cuda.get_current_stream(device).ptr)
+
+
 def torch_stream(device: int) -> int:
     """Return PyTorch's current stream on a device."""
     torch = sys.modules["torch"]

@@ -120,17 +120,15 @@ class Tensor:
     """Stands for a CUDA tensor."""
 
     device = SimpleNamespace(index=1)
-    dtype = "torch.float32"
+    dtype = np.dtype("float32")
     shape = (2, 3)
+    nbytes = 24
 
     def stride(self):
         return (5, 1)
 
     def data_ptr(self):
         return 4096
-
-    def untyped_storage(self):
-        return SimpleNamespace(nbytes=lambda: 4 * 8)
 
 
 class WithoutMemory(Tensor):
@@ -143,7 +141,7 @@ class Subclass(Tensor):
 
 
 class Integers(Tensor):
-    dtype = "torch.int32"
+    dtype = np.dtype("int32")
 
 
 @pytest.fixture
