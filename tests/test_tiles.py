@@ -72,6 +72,16 @@ CASES = {
         None,
         True,
     ),
+    "six copying warps": ((1, 4, 136, 136), 2, BFLOAT16, SAME, (2, 2, 2, 6, 32, 8, 16, 2, 8, False), 40, True),
+    "eight copying warps, from unit to unit": (
+        (2, 3, 72, 72),
+        3,
+        FLOAT16,
+        SAME,
+        (4, 1, 1, 8, 32, 0, 0, 3, 4, False),
+        None,
+        True,
+    ),
     "a warp without rows of its own": ((1, 2, 64, 64), 1, FLOAT32, SAME, (1, 1, 3, 2, 8, 8, 8, 2, 4), None, False),
     "a cluster of 4, deep rings": (
         (1, 2, 136, 136),
