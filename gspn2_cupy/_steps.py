@@ -7,6 +7,7 @@ its caller has allocated; None stands for an array that is not there.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,25 @@ def forward_scan(direction: str, chunk: int | None, *arrays: Array | None) -> _p
     return _plan.ForwardScan(direction, chunk, *map(optional_layout, arrays))  # type: ignore[arg-type]
 
 
-def signature(array: Array | None) -> Any:
-    """Return what tells the plans of arrays apart, quicker to compare than layouts."""
-    return None if array is None else (array.shape, array.strides, array.dtype, address(array) & 15)
-
-
 PLANS_KEPT = 4096
-_scan_plans: dict[Any, _plan.LaunchPlan] = {}  # a repeated call finds its plan in a microsecond or two
+_plans: dict[Any, Any] = {}
+
+
+def planned(planner: Callable[..., Any], options: tuple[Any, ...], *arrays: Array | None) -> Any:
+    """Return what a planner answers to options and arrays, from the second time on without asking it."""
+    key = (planner, options, *map(_signature, arrays))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = planner(*options, *map(optional_layout, arrays))
+        if len(_plans) >= PLANS_KEPT:
+            _plans.clear()
+        _plans[key] = plan
+    return plan
+
+
+def _signature(array: Array | None) -> Any:
+    """Return what tells the plans of arrays apart, in a tenth of the time that layouts take to make and compare."""
+    return None if array is None else (array.shape, array.strides, array.dtype, address(array) & 15)
 
 
 def hand_through(line: Array, given: Array | None) -> None:
@@ -95,14 +108,14 @@ def scan(
 
 def scan_plan(launcher: _launch.Launcher, direction: str, chunk: int | None, *arrays: Array | None) -> _plan.LaunchPlan:
     """Plan one direction of x, weight, λ, h0, h and h_last."""
-    key = (launcher.limits, direction, chunk, *map(signature, arrays))
-    plan = _scan_plans.get(key)
-    if plan is None:
-        plan = _plan_forward.line_scan_forward(launcher.limits, forward_scan(direction, chunk, *arrays))
-        if len(_scan_plans) >= PLANS_KEPT:
-            _scan_plans.clear()
-        _scan_plans[key] = plan
+    plan: _plan.LaunchPlan = planned(_plan_scan, (launcher.limits, direction, chunk), *arrays)
     return plan
+
+
+def _plan_scan(
+    limits: _plan.DeviceLimits, direction: str, chunk: int | None, *layouts: _plan.Layout
+) -> _plan.LaunchPlan:
+    return _plan_forward.line_scan_forward(limits, _plan.ForwardScan(direction, chunk, *layouts))
 
 
 def adjoint(
@@ -116,9 +129,7 @@ def adjoint(
     chunk: int | None,
 ) -> None:
     """Run one direction backwards into ``g`` and ``dh0``."""
-    plan = _plan.line_scan_adjoint(
-        direction, chunk, layout(dh), layout(weight), optional_layout(dh_last), layout(g), optional_layout(dh0)
-    )
+    plan = planned(_plan.line_scan_adjoint, (direction, chunk), dh, weight, dh_last, g, dh0)
     lines = launcher.empty((plan.workspace,), g.dtype)
     _launch.run(launcher, plan, dh, weight, dh_last, g, dh0, lines)
 
@@ -139,7 +150,7 @@ def gradients(
 ) -> None:
     """Compute those of ``dx``, ``dlam`` and ``dweight`` that are there."""
     arrays = (g, x, lam, h, h0, dx, dlam, dweight)
-    plan = _plan.line_scan_gradients(direction, chunk, groups, *map(optional_layout, arrays))
+    plan = planned(_plan.line_scan_gradients, (direction, chunk, groups), *arrays)
     _launch.run(launcher, plan, *arrays)
 
 
@@ -148,7 +159,7 @@ def gradients(
 
 def normalize(launcher: _launch.Launcher, logits: Array, weight: Array, direction: str, method: str) -> None:
     """Compute ``weight`` (B, G, 3, H, W)."""
-    plan = _plan_pixels.normalize(direction, method, layout(logits), layout(weight))
+    plan = planned(_plan_pixels.normalize, (direction, method), logits, weight)
     _launch.run(launcher, plan, logits, weight)
 
 
@@ -156,7 +167,7 @@ def normalize_backward(
     launcher: _launch.Launcher, dweight: Array, logits: Array, dlogits: Array, direction: str, method: str
 ) -> None:
     """Compute ``dlogits`` (B, G, 3, H, W)."""
-    plan = _plan_pixels.normalize_backward(direction, method, layout(dweight), layout(logits), layout(dlogits))
+    plan = planned(_plan_pixels.normalize_backward, (direction, method), dweight, logits, dlogits)
     _launch.run(launcher, plan, dweight, logits, dlogits)
 
 
@@ -174,14 +185,13 @@ def merge(
     states: Array | None = None,
 ) -> None:
     """Compute ``total`` = before + factor·(u ⊙ h), and keep ``h`` in ``states``."""
-    layouts = (layout(h), optional_layout(u), optional_layout(before), layout(total), optional_layout(states))
-    plan = _plan_pixels.merge(kind.c_name, *layouts)
+    plan = planned(_plan_pixels.merge, (kind.c_name,), h, u, before, total, states)
     _launch.run(launcher, plan, h, u, factor, before, total, states)
 
 
 def merge_gradient(launcher: _launch.Launcher, dy: Array, u: Array | None, h: Array, dfactor: Array) -> None:
     """Compute ``dfactor`` = Σ dy ⊙ u ⊙ h."""
-    first, second = _plan_pixels.merge_gradient(layout(dy), optional_layout(u), layout(h))
+    first, second = planned(_plan_pixels.merge_gradient, (), dy, u, h)
     partials = launcher.empty((first.workspace,), np.float64)
     _launch.run(launcher, first, dy, u, h, partials)
     _launch.run(launcher, second, partials, dfactor)
@@ -195,13 +205,13 @@ def project(
 ) -> None:
     """Compute ``total`` (B, O, H, W) = before + bias + weight·x, the last at each pixel over the channels of ``x``."""
     arrays = (x, weight, bias, before, total)
-    plan = _plan_projection.projection(*map(optional_layout, arrays))
+    plan = planned(_plan_projection.projection, (), *arrays)
     _launch.run(launcher, plan, *arrays)
 
 
 def project_gradient(launcher: _launch.Launcher, g: Array, x: Array, dweight: Array, dbias: Array) -> None:
     """Compute ``dweight`` (O, I) and ``dbias`` (O,), both contiguous."""
-    first, second = _plan_projection.projection_gradient(layout(g), layout(x))
+    first, second = planned(_plan_projection.projection_gradient, (), g, x)
     partials = launcher.empty((first.workspace,), np.float64)
     _launch.run(launcher, first, g, x, partials)
     _launch.run(launcher, second, partials, dweight, dbias)
