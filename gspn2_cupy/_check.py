@@ -23,7 +23,8 @@ import gspn2_cupy
 from gspn2_cupy import _check_bench, _launch
 from gspn2_cupy._arrays import bfloat16
 from gspn2_cupy._check_behaviours import BEHAVIOURS, NotHereError
-from gspn2_cupy._check_cases import ALLOWED, Case, Launch, Planned, candidates, choose, errors
+from gspn2_cupy._check_cases import ALLOWED, Case, errors
+from gspn2_cupy._check_choice import Launch, Planned, candidates, choose
 from gspn2_cupy._info import _version as version
 
 Array = Any

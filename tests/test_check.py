@@ -12,9 +12,10 @@ from emulator import LIMITS, emulated, require
 from helpers import DTYPES
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _check, _check_behaviours, _check_cases, _launch, reference
+from gspn2_cupy import ALL_DIRECTIONS, _check, _check_behaviours, _check_cases, _check_choice, _launch, reference
 from gspn2_cupy.__main__ import main
-from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case, Sweep
+from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case
+from gspn2_cupy._check_choice import Sweep
 from gspn2_cupy._plan import DeviceLimits
 
 SWEEP = {"slices": ((1, 2, 1),), "shares": (), "lines": 8, "across": (8,), "narrow": (), "small": (), "in_rounds": ()}
@@ -59,20 +60,20 @@ def test_a_broken_cupy(capsys, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("limits", [H100, A100, LIMITS], ids=lambda limits: limits.name)
 def test_every_launch_of_every_candidate_is_among_the_chosen(limits):
-    candidates = list(_check_cases.candidates(limits, list(DTYPES)))
-    chosen = _check_cases.choose(limits, candidates)
+    candidates = list(_check_choice.candidates(limits, list(DTYPES)))
+    chosen = _check_choice.choose(limits, candidates)
     launches = {launch for planned in chosen for launch in planned.launches}
     assert {dtype for planned in chosen for dtype in [planned.case.dtype]} == set(DTYPES)
     assert {planned.case.operation for planned in chosen} == {LINE_SCAN, WEIGHTS, UNIT, PROJECTION}
     assert {name for planned in chosen for name in planned.case.directions[:1]} == set(ALL_DIRECTIONS)
     for _, case in candidates[::37]:
-        assert launches.issuperset(_check_cases.launches(limits, case))
+        assert launches.issuperset(_check_choice.launches(limits, case))
 
 
 @pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
 def test_every_shape_of_a_kernel_comes_first(limits):
-    chosen = _check_cases.choose(limits, _check_cases.candidates(limits, list(DTYPES)))
-    shapes = [{_check_cases.shape_of(*launch) for launch in planned.launches} for planned in chosen]
+    chosen = _check_choice.choose(limits, _check_choice.candidates(limits, list(DTYPES)))
+    shapes = [{_check_choice.shape_of(*launch) for launch in planned.launches} for planned in chosen]
     last = max(i for i, each in enumerate(shapes) if not set().union(*shapes[:i]) >= each)
     assert last < 400  # an H200 did 599 cases in the time that a first run has
     assert last < len(chosen) / 4
@@ -81,8 +82,8 @@ def test_every_shape_of_a_kernel_comes_first(limits):
 @pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
 def test_random_calls_find_no_shape_that_is_not_checked(limits):
     """Small or not; what is left out has more elements than 32 bits count, or gaps, or rows of many vectors."""
-    chosen = _check_cases.choose(limits, _check_cases.candidates(limits, list(DTYPES)))
-    checked = {_check_cases.shape_of(*launch) for planned in chosen for launch in planned.launches}
+    chosen = _check_choice.choose(limits, _check_choice.candidates(limits, list(DTYPES)))
+    checked = {_check_choice.shape_of(*launch) for planned in chosen for launch in planned.launches}
     random = np.random.default_rng(1)
     for number in range(600):
         dtype, direction = str(random.choice(list(DTYPES))), str(random.choice(ALL_DIRECTIONS))
@@ -95,7 +96,7 @@ def test_random_calls_find_no_shape_that_is_not_checked(limits):
         if number % 3 == 0:
             normalize = (None, "sigmoid", "softmax")[number // 3 % 3]
             case = Case(UNIT, dtype, shape, groups, ALL_DIRECTIONS, merge=True, u=True, normalize=normalize, **options)
-        new = {_check_cases.shape_of(*launch) for launch in _check_cases.launches(limits, case)} - checked
+        new = {_check_choice.shape_of(*launch) for launch in _check_choice.launches(limits, case)} - checked
         assert not {shape for shape in new if ("OFFSET", "long long") not in shape[1]}, case
 
 
@@ -111,7 +112,7 @@ def test_what_a_case_launches_is_what_runs_and_is_judged(device, monkeypatch, dt
     monkeypatch.setattr(
         _launch, "run", lambda launcher, plan, *arrays: (ran.append(plan), run(launcher, plan, *arrays))
     )
-    planned = _check_cases.choose(device.limits, _check_cases.candidates(device.limits, [dtype], **TINY))
+    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, [dtype], **TINY))
     assert {each.case.saved for each in planned} == {True, False}
     for each in planned:
         ran.clear()
@@ -158,7 +159,7 @@ def test_calls_are_compared_with_each_other_on_every_kind_of_forward_kernel():
     plans = {}
     for name, case in _check_behaviours.CASES.items():
         spec, cooperative = next(
-            launch for launch in _check_cases.launches(H100, case) if launch[0].entry.startswith("line_scan_")
+            launch for launch in _check_choice.launches(H100, case) if launch[0].entry.startswith("line_scan_")
         )
         plans[name] = (spec.entry, int(dict(spec.defines).get("CLUSTER", 1)) > 1, cooperative)
     assert plans == {
@@ -175,7 +176,7 @@ def test_calls_are_compared_with_each_other_on_every_kind_of_forward_kernel():
 
 
 def check_all(device, dtypes, monkeypatch=None, run=None):
-    planned = _check_cases.choose(device.limits, _check_cases.candidates(device.limits, dtypes, **TINY))
+    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, dtypes, **TINY))
     if run is not None:
         monkeypatch.setattr(_launch, "run", run)
     report = _check.Report()
@@ -225,7 +226,7 @@ def test_an_error_is_reported_and_the_rest_goes_on(device, monkeypatch):
 
 
 def test_what_does_not_fit_into_the_time_is_counted(device):
-    planned = _check_cases.choose(device.limits, _check_cases.candidates(device.limits, ["float32"], **TINY))
+    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY))
     report = _check.Report()
     _check.check_cases(planned, device, report, time.monotonic() - 1, lambda array: array, lambda array: array)
     assert (report.cases, report.left_out) == (0, len(planned))
@@ -234,7 +235,7 @@ def test_what_does_not_fit_into_the_time_is_counted(device):
 
 
 def test_what_is_left_out_at_last_is_other_types(device, monkeypatch):
-    planned = _check_cases.choose(device.limits, _check_cases.candidates(device.limits, list(DTYPES), **TINY))
+    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, list(DTYPES), **TINY))
     some = [each for each in planned if each.first][:1] + [each for each in planned if not each.first][:2]
     times = iter((0, 2, 2, 2))
     monkeypatch.setattr(_check.time, "monotonic", lambda: next(times))
@@ -246,7 +247,7 @@ def test_what_is_left_out_at_last_is_other_types(device, monkeypatch):
 
 
 def test_a_lost_device_is_no_lack_of_time(device, monkeypatch):
-    planned = _check_cases.choose(device.limits, _check_cases.candidates(device.limits, ["float32"], **TINY))
+    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY))
     report = _check.Report(lost=True)
     _check.check_cases(planned, device, report, time.monotonic() + 9, lambda array: array, lambda array: array)
     _check.check_behaviours(None, report)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gspn2_cupy import ALL_DIRECTIONS, _plan_forward, _plan_slices
-from gspn2_cupy._check_cases import forward_scan
+from gspn2_cupy._check_choice import forward_scan
 from gspn2_cupy._plan import DeviceLimits, ForwardScan, Layout
 from gspn2_cupy.reference import HORIZONTAL
 

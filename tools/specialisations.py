@@ -19,7 +19,7 @@ import numpy as np
 
 import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan, _plan_forward, _plan_slices, _warmup
-from gspn2_cupy._check_cases import Type, candidates, forward_scan, run_without_memory
+from gspn2_cupy._check_choice import Type, candidates, forward_scan, run_without_memory
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan
 from gspn2_cupy.reference import HORIZONTAL
 

@@ -1,0 +1,288 @@
+"""Which cases ``python -m gspn2_cupy check`` has.
+
+They are found by asking the planner: a case is kept if it launches a kernel that none before it launched; some are kept
+anyway.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gspn2_cupy
+from gspn2_cupy import _launch
+from gspn2_cupy._arrays import data_type
+from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case, call, make_arrays
+from gspn2_cupy._plan import ForwardScan, KernelSpec, Layout
+from gspn2_cupy._plan_forward import line_scan_forward
+from gspn2_cupy._warmup import array_without_memory
+from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
+
+Array = Any
+Slices = tuple[int, int, int]  # (B, C, G)
+Size = tuple[int, int]  # lines, and pixels in one of them
+MOST_ELEMENTS = 2_400_000  # of an image of a case: the reference needs about a second
+
+# --- what a case launches ---------------------------------------------------------------------------------------------
+
+Launch = tuple[KernelSpec, bool]  # a kernel, and whether all its blocks must be resident
+
+
+class Recorder:
+    """A launcher that launches nothing and remembers what it was asked for."""
+
+    def __init__(self, limits: Any) -> None:
+        self.limits = limits
+        self.launches: dict[Launch, int] = {}  # with the most bytes of shared memory asked for
+
+    def compile(self, spec: KernelSpec) -> Any:
+        """Return what stands for the kernel."""
+        return _Recorded(self, spec)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an array that nothing will be written to."""
+        return array_without_memory(shape, dtype)
+
+    zeros = empty
+
+
+@dataclass
+class _Recorded:
+    recorder: Recorder
+    spec: KernelSpec
+
+    def prepare(self, shared_bytes: int, cooperative: bool = False) -> None:
+        launches, launch = self.recorder.launches, (self.spec, cooperative)
+        launches[launch] = max(shared_bytes, launches.get(launch, 0))
+
+    def __call__(self, grid: Any, block: Any, shared_bytes: int, args: Any, cooperative: bool = False) -> None:
+        self.prepare(shared_bytes, cooperative)
+
+
+def launches(limits: Any, case: Case) -> dict[Launch, int]:
+    """Return what a case launches, with the bytes of shared memory."""
+    recorder = Recorder(limits)
+    run_without_memory(recorder, case)
+    return recorder.launches
+
+
+def run_without_memory(launcher: Any, case: Case) -> None:
+    """Run a case on arrays without memory, by a launcher that launches nothing."""
+    kind = data_type(case.dtype)
+    assert kind is not None
+
+    def make(which: str, shape: tuple[int, ...]) -> Array:
+        return array_without_memory(shape, (kind.state if which == "state" else kind).numpy_dtype)
+
+    with _launch.use(launcher):
+        call(gspn2_cupy, case, make_arrays(case, make))
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Planned:
+    """A case and what it launches."""
+
+    case: Case
+    launches: dict[Launch, int] = field(repr=False)
+    first: bool = True  # it is to run in any case, or launches a shape of a kernel that none before it did
+
+
+TURNS = 7  # no divisor or multiple of the numbers of types and directions that cases come in
+# definitions that the shape of a kernel does not depend on; STATE tells float64 apart, whose kernels are shaped anew
+NOT_SHAPE = frozenset(
+    ("SCALAR", "INPUT", "BEFORE", "WEIGHT", "RESULT", "HIDDEN", "SUM", "HAS_LAM", "REVERSED", "METHOD")
+)
+
+
+def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> list[Planned]:
+    """Keep the cases that launch something new, and those marked: first one of each shape of a kernel, then the rest.
+
+    The rest come in turns, so that of those that find no time no kernel, type or direction is left out altogether.
+    """
+    first, then = [], []
+    known: set[Launch] = set()
+    shapes: set[Any] = set()
+    for marked, case in candidates:
+        launched = launches(limits, case)
+        of_case = {shape_of(*launch) for launch in launched}
+        if marked or not shapes.issuperset(of_case):
+            first.append(Planned(case, launched))
+        elif not known.issuperset(launched):
+            then.append(Planned(case, launched, first=False))
+        known.update(launched)
+        shapes |= of_case
+    return first + [planned for start in range(TURNS) for planned in then[start::TURNS]]
+
+
+def shape_of(spec: KernelSpec, cooperative: bool) -> Any:
+    """Return a launch without what its kernel's shape does not depend on."""
+    return spec.entry, tuple(each for each in spec.defines if each[0] not in NOT_SHAPE), cooperative
+
+
+# --- the candidates ---------------------------------------------------------------------------------------------------
+
+# (lines, pixels in a line), odd: no vectors of 16 bytes; the plain kernels take them, or those for small slices
+ODD = ((1, 7), (7, 1), (33, 33), (7, 127), (3, 1025), (40, 301))
+
+# pixels in a line: for each shape that was seen to be chosen on some GPU, a width at which it is
+ACROSS = """
+    8 16 32 40 56 60 64 66 68 72 96 98 104 128 129 136 164 200 232 256 262 264 296 328 384 390 392 512 518 520 584
+    632 646 648 768 774 776 902 904 1024 1030 1176 1296 1464 1536 2048 4096 12000 13905 14002 16384 17009 17010
+    24001 28000 32768
+"""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The images among which shapes of the tile kernel and of the one for small slices are looked for."""
+
+    # (B, C, G)
+    slices: tuple[Slices, ...] = ((1, 1, 1), (1, 2, 1), (1, 4, 1), (2, 12, 6), (1, 48, 1), (3, 24, 24))
+    # images of 1, 2 and 4 channels for each multiprocessor
+    shares: tuple[float, ...] = (0.06, 0.13, 0.23, 0.3, 0.4, 0.44, 0.5, 1.1, 3.2)
+    lines: int = 24
+    across: tuple[int, ...] = tuple(map(int, ACROSS.split()))
+    narrow: tuple[int, ...] = (2, 3, 5, 6, 33, 50, 64)  # and long
+    many_lines: int = 1200
+    small: tuple[int, ...] = (7, 12, 19, 20, 39, 40, 65, 68)  # and few lines, one to eight of which are read at once
+    few_lines: tuple[int, ...] = (7, 6, 12, 8)
+    in_rounds: tuple[int, ...] = (16, 48)  # slices for each multiprocessor
+
+    def sizes(self, multiprocessors: int) -> Iterator[tuple[Slices, Size]]:
+        """Yield (B, C, G) and (lines, pixels in a line)."""
+        few = tuple((1, channels, 1) for channels in (1, 2, 4))
+        numbers = [max(1, int(share * multiprocessors)) for share in self.shares]
+        shared = tuple((number, channels, 1) for number in numbers for channels in (1, 2, 4))
+        small = [2, *(count * multiprocessors for count in self.in_rounds)]
+        several = tuple((1, number, groups) for number in small for groups in (1, number))
+        yield from itertools.product((*self.slices, *shared), itertools.product((self.lines,), self.across))
+        yield from itertools.product(few, itertools.product((self.many_lines,), self.narrow))
+        yield from itertools.product((few[0], *several), itertools.product(self.few_lines, self.small))
+
+
+def candidates(
+    limits: Any,
+    dtypes: Sequence[str],
+    odd: Sequence[Size] = ODD,
+    unit: Size = (33, 40),
+    sweep: Sweep = Sweep(),
+) -> Iterator[tuple[bool, Case]]:
+    """Yield cases, marked True if they are to run in any case; options and types rotate from one to the next."""
+    for dtype in dtypes:
+        yield True, Case(PROJECTION, dtype, (2, 70, 5, 15), 1, ())  # more inputs than its kernel stages at a time
+    count = itertools.count()
+    for size, direction, dtype in itertools.product(odd, ALL_DIRECTIONS, dtypes):
+        case = _scan(next(count), dtype, (2, 4, 2), size, direction)
+        yield dtype == dtypes[0], case
+        yield False, replace(case, saved=True)
+    for dtype in dtypes:
+        for number, case in enumerate(_units(dtype, *unit)):
+            yield True, replace(case, saved=number % 2 == 0)
+            yield False, replace(case, saved=number % 2 == 1)
+        for number, direction in enumerate(ALL_DIRECTIONS):
+            method = ("sigmoid", "softmax")[number % 2]
+            yield True, Case(WEIGHTS, dtype, (2, 4, *unit), 2, (direction,), normalize=method)
+    yield from _swept(limits, dtypes, sweep, count)
+
+
+def _units(dtype: str, height: int, width: int) -> Iterator[Case]:
+    """Yield calls of several directions, in which every option occurs and is left out; an odd number of pixels, too."""
+    even, odd = (2, 4, height, width), (1, 3, height, width - 3)
+    ahead, back = ALL_DIRECTIONS, ALL_DIRECTIONS[::-1]
+    yield Case(UNIT, dtype, even, 1, ahead, lam=True, u=True, merge=True)
+    yield Case(UNIT, dtype, odd, 3, ahead, merge=True, normalize="sigmoid")
+    yield Case(UNIT, dtype, even, 2, back, lam=True, u=True, normalize="softmax")
+    yield Case(UNIT, dtype, odd, 1, back, lam=True, u=True, chunk=7)
+    yield Case(UNIT, dtype, even, 4, ahead[:1], lam=True, merge=True, normalize="sigmoid", chunk=7)
+    yield Case(UNIT, dtype, odd, 1, ahead[1:2], lam=True, normalize="softmax", chunk=7)
+
+
+def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int]) -> Iterator[tuple[bool, Case]]:
+    """Yield cases of all types and directions for each image in which the planner chooses a shape of a kernel anew."""
+    by_size: dict[int, list[str]] = {}
+    for dtype in dtypes:
+        by_size.setdefault(data_type(dtype).itemsize, []).append(dtype)  # type: ignore[union-attr]
+    sorts = [(LINE_SCAN, of_size) for of_size in by_size.values()]
+    sorts += [(UNIT, by_size[size]) for size in by_size if size == 2]  # weights and h in the state's type
+    known: set[Any] = set()
+    for slices, size in sweep.sizes(limits.multiprocessors):
+        if math.prod(slices[:2]) * math.prod(size) > MOST_ELEMENTS:
+            continue
+        for (operation, of_size), axis, lam in itertools.product(sorts, AXES, (True, False)):
+            shapes = _shapes(limits, of_size[0], operation, slices, size, axis[0], lam)
+            found = {(operation, of_size[0], lam, shape) for shape in shapes}
+            if known.issuperset(found):
+                continue
+            known |= found
+            number = next(count)
+            turn = number % len(of_size)
+            for dtype in (*of_size[turn:], *of_size[:turn]):
+                if operation == UNIT:
+                    image = _image(slices, size, axis[0])
+                    yield False, Case(UNIT, dtype, image, slices[2], axis, lam=lam, normalize="sigmoid")
+                else:
+                    for direction in axis:
+                        yield False, _scan(number, dtype, slices, size, direction, lam)
+
+
+def _shapes(
+    limits: Any, dtype: str, operation: str, slices: Slices, size: Size, direction: str, lam: bool
+) -> Iterator[Any]:
+    """Yield types and shape of what forward scans launch: alone, for a backward that recomputes h, or in a unit."""
+    kind = data_type(dtype)
+    assert kind is not None
+    image = _image(slices, size, direction)
+    x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
+    for weight, h in dict.fromkeys([(state, state)] if operation == UNIT else [(x, x), (x, state)]):
+        plan = line_scan_forward(limits, forward_scan(image, slices[2], direction, lam, x, weight, h))
+        yield weight, h, shape_of(plan.spec, plan.cooperative)
+
+
+def _image(slices: Slices, size: Size, direction: str) -> tuple[int, int, int, int]:
+    lines, across = size
+    return (*slices[:2], *((across, lines) if direction in HORIZONTAL else (lines, across)))
+
+
+Type = tuple[str, int]  # its name in C, and its size
+
+
+def forward_scan(
+    shape: tuple[int, ...], groups: int, direction: str, lam: bool, x: Type, weight: Type, h: Type
+) -> ForwardScan:
+    """Describe a forward scan of arrays without gaps."""
+
+    def layout(shape: tuple[int, ...], kind: Type) -> Layout:
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        return Layout(shape, strides, *kind)
+
+    image, taps = layout(shape, x), layout((shape[0], groups, 3, *shape[2:]), weight)
+    return ForwardScan(direction, None, image, taps, image if lam else None, None, layout(shape, h), None)
+
+
+AXES = (ALL_DIRECTIONS[:2], ALL_DIRECTIONS[2:])
+
+
+def _scan(
+    number: int,
+    dtype: str,
+    slices: Slices,
+    size: Size,
+    direction: str,
+    lam: bool | None = None,
+) -> Case:
+    return Case(
+        LINE_SCAN,
+        dtype,
+        _image(slices, size, direction),
+        slices[2],
+        (direction,),
+        lam=number % 3 > 0 if lam is None else lam,
+        state=number % 2 == 0,
+        chunk=(None, 7, None, 16, None)[number % 5],
+    )
