@@ -8,7 +8,8 @@ library   CPU, in                         CPU, out                              
 ========  ==============================  ====================================  =======================================
 NumPy     itself                          itself
 CuPy                                                                            itself
-PyTorch   ``Tensor.numpy``                ``torch.from_numpy``                  DLPack
+PyTorch   ``Tensor.numpy``                ``torch.from_numpy``                  in by address on CuPy's own stream;
+                                                                                otherwise DLPack
 JAX       ``numpy.asarray``, read-only    ``jax.device_put``, which copies      DLPack; results are copied into JAX's
                                           what is not aligned to 64 bytes       own memory
 others    DLPack; no bfloat16, which      DLPack                                DLPack
@@ -16,7 +17,7 @@ others    DLPack; no bfloat16, which      DLPack                                
 ========  ==============================  ====================================  =======================================
 
 Nothing is copied but what the table says. PyTorch's bfloat16 passes as a view of its bits. On CUDA devices each side
-hands the other its current stream, so the streams wait for each other and the host for none. No library but NumPy is
+hands the other its current stream, so two streams wait for each other and the host for none. No library but NumPy is
 ever imported here, with two exceptions at their first use: CuPy when a CUDA array arrives, ml_dtypes when bfloat16
 does. What keeps memory until both streams are done with it is in :mod:`gspn2_cupy._streams`.
 """

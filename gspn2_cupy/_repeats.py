@@ -1,7 +1,8 @@
 """Calls of `line_scan` like one before: that one was checked and planned, so these only allocate and launch.
 
-A key holds all that checks and planner look at. Only the memory of ``out`` is looked at every time. Calls on CuPy
-arrays take half as long so; NumPy arrays come here on the emulator.
+A key holds all that checks and planner look at. What may differ between two calls of one key is looked at every time:
+the memory of ``out``, and the alignment of a new array. Calls on CuPy arrays take half as long so; NumPy arrays come
+here on the emulator.
 """
 
 from __future__ import annotations
@@ -22,14 +23,28 @@ CHUNKS = (type(None), int)
 _known: dict[Any, tuple[LaunchPlan, DataType]] = {}  # the plan, and the state's type
 
 
-def line_scan(
+def key_of(
     x: Any, weight: Any, lam: Any, h0: Any, out: Any, direction: Any, chunk: Any, return_last: Any
-) -> Results | None:
-    """Make a call like one before; None of another, with nothing done."""
+) -> Any | None:
+    """Return what checks and planner look at in a call; None where it is not one to be remembered."""
+    if type(direction) is not str or type(chunk) not in CHUNKS or type(return_last) is not bool:  # 1.0 == True == 1
+        return None
+    launcher = _launch.override()
+    limits = None if launcher is None else launcher.limits
     try:
-        plan, state = _known[_key((x, weight, lam, h0, out), direction, chunk, return_last)]
+        return limits, direction, chunk, return_last, *map(_signature, (x, weight, lam, h0, out))
     except LookupError:
         return None
+
+
+def line_scan(
+    key: Any, x: Any, weight: Any, lam: Any, h0: Any, out: Any, direction: Any, chunk: Any, return_last: Any
+) -> Results | None:
+    """Make a call like one before; None, with nothing done, if there was none."""
+    known = _known.get(key)
+    if known is None:
+        return None
+    plan, state = known
     if out is not None:
         _checks.out_memory(out, {"x": x, "weight": weight, "lam": lam, "h0": h0})
     with _device.OnDevice(x) as launcher:
@@ -44,30 +59,26 @@ def line_scan(
 
 
 def remember(
-    x: Any, weight: Any, lam: Any, h0: Any, out: Any, direction: Any, chunk: Any, return_last: Any, results: Results
+    key: Any,
+    x: Any,
+    weight: Any,
+    lam: Any,
+    h0: Any,
+    out: Any,
+    direction: Any,
+    chunk: Any,
+    return_last: Any,
+    results: Results,
 ) -> None:
-    """Take note of a call that has run on a device, if calls like it are to be made here."""
+    """Take note of a call that has run on a device."""
     h, h_last = results
-    try:
-        key = _key((x, weight, lam, h0, out), direction, chunk, return_last)
-    except LookupError:
-        return
-    if x.size == 0 or (out is None and _steps.alignment(h) != 16):
+    if key is None or x.size == 0 or (out is None and _steps.alignment(h) != 16):
         return
     with _device.OnDevice(x) as launcher:
         plan = _steps.scan_plan(launcher, direction, chunk, x, weight, lam, h0, h, h_last)
     if len(_known) >= KEPT:
         _known.clear()
     _known[key] = plan, _steps.type_of(x).state
-
-
-def _key(arrays: tuple[Any, ...], direction: Any, chunk: Any, return_last: Any) -> Any:
-    """Return what checks and planner look at; LookupError where a call is not to be remembered."""
-    if type(direction) is not str or type(chunk) not in CHUNKS or type(return_last) is not bool:  # 1.0 == True == 1
-        raise LookupError
-    launcher = _launch.override()
-    limits = None if launcher is None else launcher.limits
-    return limits, direction, chunk, return_last, *map(_signature, arrays)
 
 
 def _signature(array: Any) -> Any:

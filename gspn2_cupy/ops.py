@@ -184,7 +184,8 @@ def line_scan(
     Source: GSPN-2 (arXiv 2512.07884), section 3; GSPN (arXiv 2501.12381), equation 1.
     """
     given = (x, weight, lam, h0, out, direction, chunk, return_last)
-    results = _repeats.line_scan(*given)
+    key = _repeats.key_of(*given)
+    results = _repeats.line_scan(key, *given)
     if results is None:
         call = _checks.line_scan(
             x, weight, lam, direction=direction, chunk=chunk, h0=h0, out=out, return_last=return_last
@@ -202,7 +203,7 @@ def line_scan(
         h, h_last = result if call.return_last else (result, None)
         results = call.restore(h), call.restore(h_last)
         if call.on_device:
-            _repeats.remember(*given, results)
+            _repeats.remember(key, *given, results)
     return results if return_last else results[0]
 
 

@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -140,6 +141,10 @@ class Subclass(Tensor):
     pass
 
 
+class Parameter(Tensor):
+    dtype = np.dtype(ml_dtypes.bfloat16)
+
+
 class Integers(Tensor):
     dtype = np.dtype("int32")
 
@@ -149,10 +154,16 @@ def torch(cuda, monkeypatch):
     def ndarray(shape, dtype, memory, strides):
         return SimpleNamespace(shape=shape, dtype=dtype, strides=strides, owner=memory)
 
+    def stream_of(device):
+        return SimpleNamespace(ptr=OURS if device == 1 else 0)
+
     monkeypatch.setattr(cuda, "ndarray", ndarray)
+    monkeypatch.setattr(cuda.cuda, "get_current_stream", stream_of)
+    monkeypatch.setattr(cuda.cuda, "UnownedMemory", lambda *given: given)
     torch = SimpleNamespace(
         Tensor=Tensor,
-        nn=SimpleNamespace(Parameter=None),
+        nn=SimpleNamespace(Parameter=Parameter),
+        from_dlpack=lambda given: given,
         _C=SimpleNamespace(_cuda_getCurrentRawStream=lambda device: OURS if device == 1 else THEIRS),
     )
     monkeypatch.setitem(sys.modules, "torch", torch)
@@ -163,7 +174,21 @@ def test_a_tensor_of_our_stream_is_described_as_an_array(torch):
     tensor = Tensor()
     array, device = _arrays._same_memory(tensor)
     assert (array.shape, array.dtype, array.strides, device) == ((2, 3), np.float32, [20, 4], ("cuda", 1))
-    assert array.owner is tensor  # kept while the array is
+    assert array.owner == (4096, 24, tensor, 1)  # kept while the array is
+
+
+def test_a_parameter_of_bfloat16_is(torch):
+    array, _ = _arrays._same_memory(Parameter())
+    assert (array.dtype, array.strides) == (ml_dtypes.bfloat16, [10, 2])
+
+
+@pytest.mark.parametrize(("theirs", "asked"), [(OURS, {"stream": -1}), (THEIRS, None)])
+def test_a_result_for_pytorch_on_one_stream_asks_for_no_order(torch, theirs, asked):
+    torch._C._cuda_getCurrentRawStream = lambda device: theirs
+    result = SimpleNamespace(
+        data=SimpleNamespace(device_id=1), device=nullcontext(), dtype=np.dtype("float32"), __dlpack__=lambda **how: how
+    )
+    assert _arrays._restore_torch(result, None) == (result if asked is None else asked)
 
 
 def test_a_tensor_of_another_stream_is_not(torch):

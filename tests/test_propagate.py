@@ -8,7 +8,7 @@ import pytest
 from helpers import DTYPES, LAYOUTS, assert_close, assert_same_bits, make_unit
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, PropagateGrads, _plan_pixels
+from gspn2_cupy import ALL_DIRECTIONS, PropagateGrads, _plan_pixels, _steps
 
 pytestmark = pytest.mark.functions("propagate", "propagate_backward")
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -260,6 +260,7 @@ def test_a_sum_of_many_rounds(backend, monkeypatch, dtype):
     monkeypatch.setattr(_plan_pixels, "PIXEL_THREADS", 32)
     monkeypatch.setattr(_plan_pixels, "MOST_PARTIALS", 40)
     monkeypatch.setattr(_plan_pixels, "merge_gradient", _plan_pixels.merge_gradient.__wrapped__)
+    monkeypatch.setattr(_steps, "_plans", {})
     merge = backward(backend, unit, states, needs=["merge"]).merge
     dy, u, h = (array.astype(np.float64) for array in (unit.dy[:, None], unit.u, states))
     terms = dy * u * h

@@ -1,6 +1,8 @@
 """Calls of line_scan like one before are not checked and planned again, and differ from first ones in nothing else."""
 
 import enum
+import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from gpu_support import LIBRARIES, needs_gpu
 from helpers import DTYPES, assert_same_bits, make_scan
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _checks, _launch, _plan_forward, _repeats
+from gspn2_cupy import ALL_DIRECTIONS, _checks, _launch, _repeats, _steps
 
 SHAPE = (2, 4, 6, 8)
 
@@ -26,6 +28,7 @@ def cupy_array():
 def array(request, monkeypatch):
     """How an array of the device is made; nothing is remembered yet."""
     monkeypatch.setattr(_repeats, "_known", {})
+    monkeypatch.setattr(_steps, "_plans", {})
     if request.param == "CuPy":
         yield cupy_array()
     else:
@@ -58,24 +61,24 @@ def on_host(result):
     return [part if isinstance(part, np.ndarray) else part.get() for part in parts]
 
 
-@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_they_give_what_a_first_call_gives(array, checked, dtype, direction):
-    optional = [{}, {"chunk": 3}, {"return_last": True}, {"chunk": 3, "return_last": True}]
+def test_they_give_what_a_first_call_gives(array, checked, dtype, monkeypatch):
+    """Every call is made twice, on other values in other memory, among all the other ones."""
+    calls = []
     for names in (("x", "weight"), ("x", "weight", "lam"), ("x", "weight", "lam", "h0")):
-        for options in optional:
-            for seed in range(2):  # other values, in other memory
-                given = arrays_of(array, dtype, direction=direction, seed=seed)
-                given = {name: given[name] for name in names}
-                again = gspn2_cupy.line_scan(**given, **options, direction=direction)
-                assert len(checked) == 1, "checked once"
-                _repeats._known.clear()
-                first = gspn2_cupy.line_scan(**given, **options, direction=direction)
-                checked.pop()
-                for one, other in zip(on_host(again), on_host(first), strict=True):
-                    assert_same_bits(one, other)
-            checked.clear()
-            _repeats._known.clear()
+        for direction, chunk, return_last in itertools.product(ALL_DIRECTIONS, (None, 2, 3), (False, True)):
+            calls.append((names, {"direction": direction, "chunk": chunk, "return_last": return_last}))
+    results = []
+    for turn in range(2):
+        for names, options in calls:
+            given = arrays_of(array, dtype, (2, 4, 8, 8), options["direction"], seed=turn)
+            given = {name: given[name] for name in names}
+            results.append((given, options, gspn2_cupy.line_scan(**given, **options)))
+        assert len(checked) == len(calls) == len(_repeats._known)
+    for given, options, result in results:
+        monkeypatch.setattr(_repeats, "_known", {})
+        for one, other in zip(on_host(result), on_host(gspn2_cupy.line_scan(**given, **options)), strict=True):
+            assert_same_bits(one, other)
 
 
 def test_out_is_written_and_returned(array, checked):
@@ -91,12 +94,58 @@ def test_out_is_written_and_returned(array, checked):
     assert len(checked) == 3
 
 
-def test_the_memory_of_out_is_looked_at_every_time(array):
-    given = arrays_of(array)
-    options = {"direction": "right_to_left"}
-    gspn2_cupy.line_scan(**given, **options, out=array(np.zeros(SHAPE, "float32")))
-    with pytest.raises(ValueError, match=r"^out must not overlap an input; got memory shared with x$"):
-        gspn2_cupy.line_scan(**given, **options, out=given["x"])
+def views(memory, start):
+    """Inputs in memory (2, channels, 6, 8), from a channel on."""
+    image = memory[:, start : start + 4]
+    return {"x": image, "lam": image, "weight": memory[:, None, start : start + 3], "h0": image[..., 0]}
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "lam", "h0"])
+def test_the_memory_of_out_is_looked_at_every_time(array, checked, name):
+    memory = array(np.zeros((2, 16, *SHAPE[2:]), "float32"))
+    given = {**arrays_of(array), "direction": "right_to_left", "out": memory[:, :4]}
+    gspn2_cupy.line_scan(**{**given, name: views(memory, 8)[name]})
+    with pytest.raises(ValueError, match=rf"^out must not overlap an input; got memory shared with {name}$"):
+        gspn2_cupy.line_scan(**{**given, name: views(memory, 2)[name]})
+    assert len(checked) == 1
+
+
+def test_out_that_cannot_be_written():
+    require()
+    with emulated():
+        given = {**arrays_of(np.copy), "direction": "right_to_left"}
+        out = np.zeros(SHAPE, "float32")
+        gspn2_cupy.line_scan(**given, out=out)
+        out.flags.writeable = False
+        with pytest.raises(ValueError, match=r"^out must be writable; got a read-only array$"):
+            gspn2_cupy.line_scan(**given, out=out)
+
+
+def test_devices_have_plans_of_their_own(monkeypatch):
+    require()
+    monkeypatch.setattr(_repeats, "_known", {})
+    given = {**arrays_of(np.copy, shape=(1, 4, 72, 72)), "direction": "right_to_left"}
+    for capability in ((7, 5), (9, 0), (7, 5)):
+        with emulated(limits={"compute_capability": capability}):
+            gspn2_cupy.line_scan(**given)
+    assert [plan.spec.entry for plan, _ in _repeats._known.values()] == ["line_scan_forward", "line_scan_tiles"]
+
+
+def test_what_is_looked_at_in_an_array_of_cupy():
+    class Array:
+        shape, strides, dtype = (2, 3), (12, 4), np.dtype("float32")
+
+        def __init__(self, address, device):
+            self.data = SimpleNamespace(ptr=address, device_id=device)
+
+    with pytest.raises(LookupError):
+        _repeats._signature(Array(4096, 0))  # a subclass
+    Array.__module__ = "cupy"
+    first, aligned, other, elsewhere = (
+        _repeats._signature(Array(*where)) for where in ((4096, 0), (8192, 0), (4100, 0), (4096, 1))
+    )
+    assert first == aligned
+    assert len({first, other, elsewhere}) == 3
 
 
 @pytest.mark.parametrize(
@@ -162,8 +211,31 @@ def test_calls_that_differ_are_checked(array, checked, other):
 def test_planned_once(array, monkeypatch):
     given = arrays_of(array)
     gspn2_cupy.line_scan(**given, direction="right_to_left")
-    monkeypatch.setattr(_plan_forward, "line_scan_forward", None)
+    monkeypatch.setattr(_steps, "planned", None)
     gspn2_cupy.line_scan(**given, direction="right_to_left")
+
+
+def test_planners_are_asked_once(monkeypatch):
+    monkeypatch.setattr(_steps, "_plans", {})
+    monkeypatch.setattr(_steps, "PLANS_KEPT", 3)
+    asked = []
+
+    def one(*given):
+        asked.append(given)
+        return "one"
+
+    def two(*given):
+        return "two"
+
+    x, y = np.zeros((2, 3), "float32"), np.zeros((2, 3), "float64")
+    for _ in range(2):
+        assert _steps.planned(one, (1,), x, None) == "one"
+        assert _steps.planned(two, (1,), x, None) == "two"
+        assert _steps.planned(one, (2,), y, x) == "one"
+    assert asked == [(1, _steps.layout(x), None), (2, _steps.layout(y), _steps.layout(x))]
+    for option in range(9):
+        _steps.planned(two, (option,), x)
+        assert len(_steps._plans) <= 3
 
 
 def test_memory_that_is_less_aligned_has_a_plan_of_its_own(monkeypatch):
