@@ -204,7 +204,7 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
     if across <= 64 and across % 2 == 0:
         yield Tiles(2, sets, 1, 4, *((32, 0, 0, 2, 8, False, 1, 128) if short else (16, 0, 0, 3, 4, sets == 1)))
     elif across <= 128 and across % 4 == 0 and short:
-        yield Tiles(4, pair, 1, _copiers(scan, 8), 32, 0, 0, 3, vector, False, 1, 64)
+        yield Tiles(4, pair, 1, _copiers(limits, scan, 8), 32, 0, 0, 3, vector, False, 1, 64)
     elif across <= 128 and across % 2 == 0:
         yield _cut(across, Tiles(2, 1, 1, 4, 16, 16, 0, 4, vector))
     elif across <= 32:
@@ -213,7 +213,7 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
     if few and two == 2 and _has_clusters(limits) and 128 < across <= 1024:
         cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
         shape = (32, 16, 16, 4, 8, False, cluster, 64) if short else (16, 16, 16, 4, 4, True, cluster, 128)
-        tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, _copiers(scan, 2) if short else 4, *shape))
+        tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, _copiers(limits, scan, 2) if short else 4, *shape))
         yield tiles if short or tiles.warps != 4 else replace(tiles, copiers=6)
     if short and across > 128:
         yield from _cheapest_along(limits, scan, pair)
@@ -240,9 +240,9 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
 
     shapes = []  # and what a row costs
     if across % 4 == 0:
-        four = Tiles(4, pair, 2, _copiers(scan, 6 if pair == 2 else 8), 32, 8, 0, 2, 8, False, 1, 128)
+        four = Tiles(4, pair, 2, _copiers(limits, scan, 6 if pair == 2 else 8), 32, 8, 0, 2, 8, False, 1, 128)
         cut = replace(four, outer=16)
-        one = replace(four, sets=1, warps=3, copiers=_copiers(scan, 8), inner=32)
+        one = replace(four, sets=1, warps=3, copiers=_copiers(limits, scan, 8), inner=32)
         shapes += [(four, 0.55), (one, 0.43), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]
         shapes += [(replace(four, inner=32, outer=32), 0.63 if pair == 2 else 0.46), (replace(one, outer=32), 0.45)]
         if _has_clusters(limits):  # not measured elsewhere
@@ -321,9 +321,13 @@ def _has_clusters(limits: DeviceLimits) -> bool:
     return CLUSTERS[0] <= limits.compute_capability < CLUSTERS[1]
 
 
-def _copiers(scan: ForwardScan, best: int) -> int:
-    """Return how many warps copy: the best number, or four where weights or h of the state's type fill registers."""
-    return best if scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize else 4
+def _copiers(limits: DeviceLimits, scan: ForwardScan, best: int) -> int:
+    """Return how many warps copy: the best number, or four where it was not measured or registers are too few.
+
+    These weights and h of the state's type fill, and on sm_80 others, too.
+    """
+    alike = scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize
+    return best if alike and _has_clusters(limits) else 4
 
 
 def _cut(rows: int, tiles: Tiles) -> Tiles:

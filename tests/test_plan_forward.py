@@ -202,6 +202,32 @@ def test_wide_slices_in_16_bits_go_the_cheapest_way(shape, groups, rows, outer, 
     assert (sizes["ROWS"], sizes["OUTER"], sizes["CLUSTER"]) == (rows, outer, cluster)
 
 
+@pytest.mark.parametrize(
+    ("shape", "groups", "kind", "copiers"),
+    [
+        ((1, 8, 1024, 1024), 1, "__nv_bfloat16", 2),
+        ((1, 8, 1024, 1024), 1, "float", 6),
+        ((1, 8, 768, 768), 1, "float", 4),  # three scanning warps
+        ((2, 16, 2048, 2048), 1, "__nv_bfloat16", 6),  # two channels in a block
+        ((1, 8, 3072, 3072), 1, "__half", 8),
+        ((2, 16, 2048, 2048), 16, "__half", 8),
+        ((8, 64, 128, 128), 1, "__nv_bfloat16", 8),
+        ((16, 8, 1024, 1024), 1, "float", 4),
+    ],
+    ids=str,
+)
+def test_as_many_warps_copy_as_were_measured_to_be_best(shape, groups, kind, copiers):
+    """On an H100: docs/optimization_log.md."""
+
+    def planned(device, **changes):
+        return sizes_of(plan_of(device, "left_to_right", shape, kind, groups, **changes))["COPIERS"]
+
+    assert planned(DEVICES["H200"]) == copiers
+    assert planned(replace(DEVICES["H200"], compute_capability=(8, 0))) == 4  # eight would spill
+    if kind != "float":
+        assert planned(DEVICES["H200"], h=layout(shape)) == 4  # likewise, with h in float32
+
+
 @every_direction
 def test_offsets_have_64_bits_where_they_must(direction):
     def offset(shape):
