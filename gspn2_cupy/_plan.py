@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -255,7 +254,6 @@ class ForwardScan:
         return scan_geometry(self.direction, self.chunk, self.x, self.groups, arrays | {"last": self.h_last})
 
 
-@lru_cache(maxsize=1024)
 def line_scan_forward(scan: ForwardScan) -> LaunchPlan:
     """Plan the plain kernel, which takes any forward scan."""
     state = state_name(scan.x.c_name)
@@ -272,7 +270,6 @@ def line_scan_forward(scan: ForwardScan) -> LaunchPlan:
     )
 
 
-@lru_cache(maxsize=1024)
 def line_scan_adjoint(
     direction: str,
     chunk: int | None,
@@ -301,7 +298,6 @@ def line_scan_adjoint(
     )
 
 
-@lru_cache(maxsize=1024)
 def line_scan_gradients(
     direction: str,
     chunk: int | None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from gspn2_cupy import _plan
 from gspn2_cupy._plan import DeviceLimits, ForwardScan, LaunchPlan, Layout
@@ -23,7 +22,6 @@ LANES = 32
 WARPS = (4, 2, 1)  # that may share weights in a block of the kernel for small slices
 
 
-@lru_cache(maxsize=1024)
 def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
     """Plan a forward scan on a device."""
     if limits.compute_capability >= ASYNCHRONOUS_COPIES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
@@ -40,7 +39,6 @@ def _names(state: str, **types: str) -> tuple[tuple[str, str], ...]:
 # --- stable weights ---------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
 def normalize(direction: str, method: str, logits: Layout, weight: Layout) -> LaunchPlan:
     """Plan the weights (B, G, 3, H, W) of logits; ``weight`` may be in the state's type."""
     arrays = {"logits": logits, "weight": weight}
@@ -57,7 +55,6 @@ def normalize(direction: str, method: str, logits: Layout, weight: Layout) -> La
     )
 
 
-@lru_cache(maxsize=1024)
 def normalize_backward(direction: str, method: str, dweight: Layout, logits: Layout, dlogits: Layout) -> LaunchPlan:
     """Plan the gradient of logits (B, G, 3, H, W); ``dweight`` may be in the state's type."""
     arrays = {"dweight": dweight, "logits": logits, "dlogits": dlogits}
@@ -77,7 +74,6 @@ def normalize_backward(direction: str, method: str, dweight: Layout, logits: Lay
 # --- merge ------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
 def merge(
     scalar: str,
     h: Layout,
@@ -112,7 +108,6 @@ def _in_packs(layout: Layout, pack: int) -> bool:
     return layout.in_runs and layout.alignment == 16 and (layout.shape[0] == 1 or layout.strides[0] % pack == 0)
 
 
-@lru_cache(maxsize=1024)
 def merge_gradient(dy: Layout, u: Layout | None, h: Layout) -> tuple[LaunchPlan, LaunchPlan]:
     """Plan dm = Σ dy ⊙ u ⊙ h: the blocks' sums, and the sum of these."""
     geometry = scan_geometry("top_to_bottom", None, h, h.shape[1], {"dy": dy, "u": u, "h": h}, MERGE_GEOMETRY)

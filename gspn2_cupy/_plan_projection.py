@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,6 @@ def _geometry(image: Layout, arrays: dict[str, Layout | None], struct: np.dtype[
     return geometry
 
 
-@lru_cache(maxsize=1024)
 def projection(x: Layout, weight: Layout, bias: Layout | None, before: Layout | None, total: Layout) -> LaunchPlan:
     """Plan total = before + bias + weight·x; ``x``, ``before`` and ``total`` may be in the state's type."""
     outputs, inputs = weight.shape
@@ -79,7 +77,6 @@ def projection(x: Layout, weight: Layout, bias: Layout | None, before: Layout | 
     )
 
 
-@lru_cache(maxsize=1024)
 def projection_gradient(g: Layout, x: Layout) -> tuple[LaunchPlan, LaunchPlan]:
     """Plan the gradients of weight (O, I) and bias (O,): the blocks' sums, and the sum of these."""
     outputs, inputs = g.shape[1], x.shape[1]

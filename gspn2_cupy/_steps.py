@@ -47,7 +47,7 @@ def forward_scan(direction: str, chunk: int | None, *arrays: Array | None) -> _p
     return _plan.ForwardScan(direction, chunk, *map(optional_layout, arrays))  # type: ignore[arg-type]
 
 
-PLANS_KEPT = 4096
+PLANS_KEPT = 4096  # the only place where plans are kept, but for whole calls in _repeats.py
 _plans: dict[Any, Any] = {}
 
 

@@ -193,7 +193,6 @@ def test_no_channels(backend):
 def test_a_block_sums_several_parts_of_its_share(backend, blocks, monkeypatch):
     """As on images of many thousand pixels, which would be slow here: there are fewer blocks than parts."""
     monkeypatch.setattr(_plan_projection, "GRADIENT_BLOCKS", blocks)
-    monkeypatch.setattr(_plan_projection, "projection_gradient", _plan_projection.projection_gradient.__wrapped__)
     monkeypatch.setattr(_steps, "_plans", {})
     shares, run = set(), _launch.run
 

@@ -63,7 +63,6 @@ def test_a_plan_is_a_value(dtype, direction):
     plans, again = (all_plans(dtype, direction, (2, 6, 40, 300), 3) for _ in range(2))
     assert plans == again
     for entry, plan in plans.items():
-        assert plan is again[entry], "the same arguments are not planned twice"
         assert hash(plan.spec) == hash(again[entry].spec)
         with pytest.raises(dataclasses.FrozenInstanceError):
             plan.grid = (1, 1, 1)

@@ -263,11 +263,6 @@ def test_what_each_kernel_takes(direction):
     assert kernel((32, 4, 32, 2048) if direction in HORIZONTAL else (32, 4, 2048, 32)) == "tiles"  # long
 
 
-def test_equal_calls_share_a_plan():
-    plans = [plan_of(DEVICES["H200"], "left_to_right", (2, 4, 64, 64)) for _ in range(2)]
-    assert plans[0] is plans[1]
-
-
 def test_the_plan_that_a_page_shows_is_the_one_that_is_made():
     page = (Path(__file__).parent.parent / "docs" / "environment.md").read_text(encoding="utf-8")
     shown = " ".join(re.search(r"^    line_scan_tiles<.*?rows$", page, re.M | re.S)[0].split())

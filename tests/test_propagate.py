@@ -259,7 +259,6 @@ def test_a_sum_of_many_rounds(backend, monkeypatch, dtype):
     states = forward(backend, unit, return_states=True)[1]
     monkeypatch.setattr(_plan_pixels, "PIXEL_THREADS", 32)
     monkeypatch.setattr(_plan_pixels, "MOST_PARTIALS", 40)
-    monkeypatch.setattr(_plan_pixels, "merge_gradient", _plan_pixels.merge_gradient.__wrapped__)
     monkeypatch.setattr(_steps, "_plans", {})
     merge = backward(backend, unit, states, needs=["merge"]).merge
     dy, u, h = (array.astype(np.float64) for array in (unit.dy[:, None], unit.u, states))

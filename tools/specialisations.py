@@ -190,7 +190,7 @@ def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Itera
                 size = (across, lines) if along else (lines, across)
                 shape = (slices, per_group, *size)
                 scan = forward_scan(shape, 1, direction, has_lam, x, weight, h)
-                plan = _plan_forward.line_scan_forward.__wrapped__(limits, scan)
+                plan = _plan_forward.line_scan_forward(limits, scan)
                 if plan.spec.entry == "line_scan_tiles":
                     yield plan
                     if along:  # backwards everything else is the same; upwards the kernel too
