@@ -86,8 +86,7 @@ def _signature(array: Any) -> Any:
         return None
     cls = type(array)
     if cls is np.ndarray:
-        return cls, array.shape, array.strides, array.dtype, _steps.alignment(array)
+        return cls, _steps.signature(array)
     if cls.__module__ != "cupy":  # a library that results have to be given back to
         raise LookupError
-    data = array.data
-    return cls, array.shape, array.strides, array.dtype, data.ptr & 15, data.device_id
+    return cls, _steps.signature(array), array.data.device_id

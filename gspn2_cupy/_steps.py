@@ -42,18 +42,13 @@ def optional_layout(array: Array | None) -> _plan.Layout | None:
     return None if array is None else layout(array)
 
 
-def forward_scan(direction: str, chunk: int | None, *arrays: Array | None) -> _plan.ForwardScan:
-    """Return what plans know of a forward scan of x, weight, λ, h0, h and h_last."""
-    return _plan.ForwardScan(direction, chunk, *map(optional_layout, arrays))  # type: ignore[arg-type]
-
-
 PLANS_KEPT = 4096  # the only place where plans are kept, but for whole calls in _repeats.py
 _plans: dict[Any, Any] = {}
 
 
 def planned(planner: Callable[..., Any], options: tuple[Any, ...], *arrays: Array | None) -> Any:
     """Return what a planner answers to options and arrays, from the second time on without asking it."""
-    key = (planner, options, *map(_signature, arrays))
+    key = (planner, options, *map(signature, arrays))
     plan = _plans.get(key)
     if plan is None:
         plan = planner(*options, *map(optional_layout, arrays))
@@ -63,7 +58,7 @@ def planned(planner: Callable[..., Any], options: tuple[Any, ...], *arrays: Arra
     return plan
 
 
-def _signature(array: Array | None) -> Any:
+def signature(array: Array | None) -> Any:
     """Return what tells the plans of arrays apart, in a tenth of the time that layouts take to make and compare."""
     return None if array is None else (array.shape, array.strides, array.dtype, address(array) & 15)
 

@@ -91,7 +91,7 @@ def both(launcher, case, arrays, direction, line, state, laid_out=lambda h: h):
     answers = []
     for forced in (True, False):
         h, h_last = laid_out(launcher.empty(arrays[0].shape, result or kind)), launcher.empty(line, state)
-        scan = _steps.forward_scan(direction, chunk, *arrays, h, h_last)
+        scan = _plan.ForwardScan(direction, chunk, *map(_steps.optional_layout, (*arrays, h, h_last)))
         if forced:
             plan = _plan_slices.slices_plan(launcher.limits, Slices(*slices), scan)
             assert plan is not None, f"{case} does not fit"

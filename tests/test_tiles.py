@@ -176,7 +176,7 @@ def both(
     for forced in (True, False):
         h = laid_out(launcher.empty(arrays[0].shape, result_kind or arrays[0].dtype))
         h_last = launcher.empty(line_shape, np.float32)
-        scan = _steps.forward_scan(direction, chunk, *arrays, h, h_last)
+        scan = _plan.ForwardScan(direction, chunk, *map(_steps.optional_layout, (*arrays, h, h_last)))
         if forced:
             plan = _plan_tiles.tiles_plan(limits, tiles, scan)
             assert plan is not None, f"{tiles} does not fit"
