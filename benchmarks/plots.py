@@ -145,7 +145,7 @@ def draw(contents: list[Content], folder: Path) -> list[Path]:
         for name, plot in PLOTS.items():
             figure, axes = plt.subplots(figsize=(14, 6), layout="constrained")
             if plot(_for_a_page(content), axes):
-                figure.suptitle(fill(heading(content).replace("*", "").replace("`", ""), 180), fontsize=7)
+                figure.suptitle(fill(heading(content).replace("**", "").replace("`", ""), 180), fontsize=7)
                 paths.append(folder / f"{device}_{name}.png")
                 figure.savefig(paths[-1], dpi=110)
             plt.close(figure)
