@@ -21,7 +21,8 @@
 // 2·OUTER / BLOCK_ROWS of the reads again, from L2.
 // Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE (float), OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, SETS, WARPS, COPIERS,
 // LINES, INNER, OUTER, STAGES, GROUP (lines that a lane reads at once), AHEAD (whether it reads the next ones before it computes
-// these), BLOCKS (that a multiprocessor must hold at once), CLUSTER, FETCH (bytes asked into L2 around each copy).
+// these), BLOCKS (that a multiprocessor must hold at once), CLUSTER, FETCH (bytes asked into L2 around each copy), PIECE (bytes of
+// a copy: 16, or fewer where rows are no whole vectors), RAGGED (whether a lane may have rows beyond the image).
 #include "tile_scan.cuh"
 
 using namespace gspn2;
@@ -106,7 +107,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       if (load_unit < rows.units) {
         rows.unit = load_unit;
         if (load_tile == 0) copier.aim(rows, geometry);
-        copier.load(stage_of(ring, count), x, weight, lam, geometry, load_tile, left(load_tile));
+        copier.load(stage_of(ring, count), x, weight, lam, rows, geometry, load_tile, left(load_tile));
         if (++load_tile == tiles) {
           load_tile = 0;
           load_unit += unit_step;
@@ -117,7 +118,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     const auto store = [&](int count) {
       rows.unit = store_unit;
       if (store_tile == 0) copier.aim_back(rows, geometry);
-      copier.store(ring, count, h, geometry, store_tile, left(store_tile));
+      copier.store(ring, count, h, rows, geometry, store_tile, left(store_tile));
       if (++store_tile == tiles) {
         store_tile = 0;
         store_unit += unit_step;
@@ -171,6 +172,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       rows.unit = unit;
       scanner.exists = rows.exists(row0);
       const int row = rows.row_of(row0);
+      scanner.exist = RAGGED ? min(ROWS, rows.width - row) : ROWS;
       scanner.has_above = scanner.exists && row > 0;
       scanner.has_below = scanner.exists && row + ROWS < rows.width;
       const bool owned = rows.owns(row0);
@@ -180,7 +182,8 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       if (!ALONG && scanner.keeps) to += geometry.h.slice(b, c) + row * geometry.h.cross;
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        state[r] = h0 && scanner.exists ? h0[geometry.first.at(b, c, row + r)] : State(0);
+        const bool exists = scanner.exists && r < scanner.exist;
+        state[r] = h0 && exists ? h0[geometry.first.at(b, c, row + r)] : State(0);
       }
       long long restart = h0 ? scan.chunk : 0;  // the next line without a previous one
       scanner.primed = false;                   // whatever it read past the last unit's end
@@ -237,7 +240,9 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       }
       if (h_last && scanner.keeps) {
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) h_last[geometry.last.at(b, c, row + r)] = state[r];
+        for (int r = 0; r < ROWS; ++r) {
+          if (r < scanner.exist) h_last[geometry.last.at(b, c, row + r)] = state[r];
+        }
       }
     }
   }

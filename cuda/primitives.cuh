@@ -65,32 +65,51 @@ __device__ __forceinline__ void group_sync(int barrier, int threads) {
 
 // --- asynchronous copies from global to shared memory (sm_80) ---------------------------------------------------------
 
-// Start copying 16 bytes if `wanted`, both ends aligned to 16. Only the first `valid_bytes` are read; the rest becomes 0. The
-// `Around` bytes (64, 128 or 256) that hold them are asked into L2: on an H200, rows read 64 bytes at a time came at 0.59 of a
-// copy's speed without, 0.92 with 256. A predicate, and no branch: a copying thread starts dozens of them in a row.
-#define GSPN2_COPY_ASYNC_16(around)                                                                     \
-  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async.cg.shared.global.L2::" around         \
-               " [%0], [%1], 16, %3; }" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))), \
-               "l"(global), "r"(static_cast<int>(wanted)), "r"(valid_bytes)                             \
+// Start copying a piece of Bytes (4, 8 or 16) if `wanted`, both ends aligned to as many; one that does not exist becomes 0. The
+// `Around` bytes (64, 128 or 256) that hold it are asked into L2: on an H200, rows read 64 bytes at a time came at 0.59 of a
+// copy's speed without, 0.92 with 256. A predicate, and no branch: a copying thread starts dozens of them in a row. Two bytes
+// are too few for an asynchronous copy, and have been copied when the call returns.
+#define GSPN2_COPY_PIECE(cache, bytes, around)                                                         \
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async." cache ".shared.global.L2::" around \
+               "B [%0], [%1], " bytes ", %3; }" ::"r"(target),                                         \
+               "l"(global), "r"(static_cast<int>(wanted)), "r"(exists ? Bytes : 0)                     \
                : "memory")
-template <int Around>
-__device__ __forceinline__ void copy_async_16(bool wanted, void* shared, const void* global, int valid_bytes) {
+#define GSPN2_COPY_PIECES(around)                                                                \
+  if constexpr (Bytes == 16 && Around == around) GSPN2_COPY_PIECE("cg", "16", #around); \
+  if constexpr (Bytes == 8 && Around == around) GSPN2_COPY_PIECE("ca", "8", #around);   \
+  if constexpr (Bytes == 4 && Around == around) GSPN2_COPY_PIECE("ca", "4", #around)
+template <int Bytes, int Around>
+__device__ __forceinline__ void copy_piece(bool wanted, void* shared, const void* global, bool exists) {
+  static_assert(Bytes == 2 || Bytes == 4 || Bytes == 8 || Bytes == 16, "a piece");
   static_assert(Around == 64 || Around == 128 || Around == 256, "what PTX knows");
-  if (Around == 64) GSPN2_COPY_ASYNC_16("64B");
-  if (Around == 128) GSPN2_COPY_ASYNC_16("128B");
-  if (Around == 256) GSPN2_COPY_ASYNC_16("256B");
+  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (Bytes == 2) {
+    const unsigned short value = exists ? *static_cast<const unsigned short*>(global) : 0;
+    if (wanted) *static_cast<unsigned short*>(shared) = value;
+  }
+  GSPN2_COPY_PIECES(64);
+  GSPN2_COPY_PIECES(128);
+  GSPN2_COPY_PIECES(256);
 }
-#undef GSPN2_COPY_ASYNC_16
+#undef GSPN2_COPY_PIECES
+#undef GSPN2_COPY_PIECE
 
-// Copy 16 bytes from shared to global memory if `wanted`, both ends aligned to 16; by predicates, as above.
-__device__ __forceinline__ void copy_out_16(bool wanted, void* global, const void* shared) {
+// Copy a piece from shared to global memory if `wanted`, both ends aligned to its Bytes; by predicates, as above.
+#define GSPN2_COPY_OUT(registers, type, values)                                                                 \
+  asm volatile("{ .reg .pred p; .reg ." registers " a, b, c, d; setp.ne.s32 p, %2, 0; @p ld.shared." type " " values \
+               ", [%1]; @p st.global." type " [%0], " values "; }" ::"l"(global),                               \
+               "r"(source), "r"(static_cast<int>(wanted))                                                       \
+               : "memory")
+template <int Bytes>
+__device__ __forceinline__ void copy_out(bool wanted, void* global, const void* shared) {
+  static_assert(Bytes == 2 || Bytes == 4 || Bytes == 8 || Bytes == 16, "a piece");
   const unsigned source = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile(
-      "{ .reg .pred p; .reg .u32 a, b, c, d; setp.ne.s32 p, %2, 0; @p ld.shared.v4.u32 {a, b, c, d}, [%1]; "
-      "@p st.global.v4.u32 [%0], {a, b, c, d}; }" ::"l"(global),
-      "r"(source), "r"(static_cast<int>(wanted))
-      : "memory");
+  if constexpr (Bytes == 16) GSPN2_COPY_OUT("u32", "v4.u32", "{a, b, c, d}");
+  if constexpr (Bytes == 8) GSPN2_COPY_OUT("u32", "v2.u32", "{a, b}");
+  if constexpr (Bytes == 4) GSPN2_COPY_OUT("u32", "u32", "a");
+  if constexpr (Bytes == 2) GSPN2_COPY_OUT("u16", "u16", "a");
 }
+#undef GSPN2_COPY_OUT
 
 // Start copying a few bytes, both ends aligned to as many.
 template <int Bytes>

@@ -5,6 +5,8 @@
 // bytes. A *slot* is what one address in global memory leads to:
 //   ALONG = 1: a row, whose lines are contiguous.
 //   ALONG = 0: as many rows as a vector holds, which are contiguous in each line.
+// Memory need not be aligned to vectors: all copies are of PIECE bytes, or of one element if that is larger. A piece exists as a
+// whole or not at all.
 #pragma once
 
 #include "geometry.cuh"
@@ -24,6 +26,10 @@ constexpr bool PACKED = WARPS == 1 && OUTER == 0;  // a block holds several whol
 
 using Offset = OFFSET;  // int where every array is small enough, long long elsewhere
 using Vector = Pack<unsigned, 4>;
+template <typename T>
+__device__ constexpr int piece_of() {
+  return PIECE < sizeof(T) ? sizeof(T) : PIECE;
+}
 
 // How an array of T lies in a tile.
 template <typename T>
@@ -115,6 +121,7 @@ struct Rows {
 template <typename T>
 struct Strip {
   using Lay = Layout<T>;
+  static constexpr int BYTES = piece_of<T>(), OF_PIECE = BYTES / sizeof(T), PIECES = 16 / BYTES;
   int thread;
 
   __device__ __forceinline__ int which(int k) const { return thread + k * COPYING; }
@@ -128,7 +135,14 @@ struct Strip {
   __device__ __forceinline__ int place(int k) const {  // COPYING vectors hold whole periods of Lay::place
     return ALONG ? Lay::place(thread / Lay::SLOT_VECTORS, n(0)) + k * COPYING : which(k);
   }
-  __device__ __forceinline__ bool in(int k, int left) const { return left >= LINES || Lay::first_line(n(k)) < left; }
+  // The first line of piece j of a vector, and whether that piece of a vector that exists is in a tile of which `left` lines exist.
+  // That most tiles are whole has to be asked first, or the compiler keeps an answer for each piece in a register.
+  __device__ __forceinline__ int line(int k, int j) const {
+    return Lay::first_line(n(k)) + (!ALONG ? 0 : REVERSED ? Lay::VECTOR - (j + 1) * OF_PIECE : j * OF_PIECE);
+  }
+  __device__ __forceinline__ bool in(int k, int j, int left, const Rows& rows) const {
+    return (left >= LINES || line(k, j) < left) && (ALONG || j == 0 || rows.exists(row(k) + j * OF_PIECE));
+  }
 };
 
 // A copying thread keeps the addresses of its vectors in registers, and when it has written h out it may start the next copy over
@@ -184,16 +198,20 @@ struct Copier {
 
   // Start the copies of a tile of which `left` lines exist; what does not exist becomes 0.
   __device__ __forceinline__ void load(Vector* stage, const SCALAR* signal, const WEIGHT* weight, const SCALAR* scale,
-                                       const Geometry& geometry, int tile, int left) const {
+                                       const Rows& rows, const Geometry& geometry, int tile, int left) const {
     const long long line = static_cast<long long>(tile) * LINES;
 #pragma unroll
     for (int tap = 0; tap < 3; ++tap) {
       const WEIGHT* const from = weight + line * geometry.weight.line + tap * geometry.weight.tap;
 #pragma unroll
       for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
-        Vector* const target = stage + tap * TAPS_VECTORS + of_taps.place(k);
-        const int bytes = taps[k] >= 0 && of_taps.in(k, left) ? 16 : 0;
-        copy_async_16<FETCH>(of_taps.has(k), target, from + taps[k], bytes);
+        WEIGHT* const target = reinterpret_cast<WEIGHT*>(stage + tap * TAPS_VECTORS + of_taps.place(k));
+#pragma unroll
+        for (int j = 0; j < of_taps.PIECES; ++j) {
+          const int at = j * of_taps.OF_PIECE;
+          const bool exists = taps[k] >= 0 && of_taps.in(k, j, left, rows);
+          copy_piece<Strip<WEIGHT>::BYTES, FETCH>(of_taps.has(k), target + at, from + taps[k] + at, exists);
+        }
       }
     }
     Vector* const images = stage + 3 * TAPS_VECTORS;
@@ -203,18 +221,25 @@ struct Copier {
       const SCALAR* const from_lam = scale + line * geometry.lam.line + c * geometry.lam.channel;
 #pragma unroll
       for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
-        const bool has = of_images.has(k);
-        const int bytes = x[k] >= 0 && of_images.in(k, left) ? 16 : 0;
-        Vector* const target = images + c * IMAGE_VECTORS + of_images.place(k);
-        copy_async_16<FETCH>(has, target, from_x + x[k], bytes);
-        if (HAS_LAM) copy_async_16<FETCH>(has, target + BLOCK_CHANNELS * IMAGE_VECTORS, from_lam + lam[k], bytes);
+        Vector* const vector = images + c * IMAGE_VECTORS + of_images.place(k);
+        SCALAR* const target = reinterpret_cast<SCALAR*>(vector);
+        SCALAR* const target_lam = reinterpret_cast<SCALAR*>(vector + BLOCK_CHANNELS * IMAGE_VECTORS);
+#pragma unroll
+        for (int j = 0; j < of_images.PIECES; ++j) {
+          constexpr int BYTES = Strip<SCALAR>::BYTES;
+          const int at = j * of_images.OF_PIECE;
+          const bool has = of_images.has(k);
+          const bool exists = x[k] >= 0 && of_images.in(k, j, left, rows);
+          copy_piece<BYTES, FETCH>(has, target + at, from_x + x[k] + at, exists);
+          if (HAS_LAM) copy_piece<BYTES, FETCH>(has, target_lam + at, from_lam + lam[k] + at, exists);
+        }
       }
     }
   }
 
   // Write a tile's h to global memory, along the scan. `count`: the block's tiles before it, which tells where it lies.
-  __device__ __forceinline__ void store(Vector* ring, int count, RESULT* result, const Geometry& geometry, int tile,
-                                        int left) const {
+  __device__ __forceinline__ void store(Vector* ring, int count, RESULT* result, const Rows& rows,
+                                        const Geometry& geometry, int tile, int left) const {
     const long long line = static_cast<long long>(tile) * LINES;
     const Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS;
     const Vector* const aside = ring_beside(ring, count);
@@ -224,9 +249,13 @@ struct Copier {
 #pragma unroll
       for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
         const bool is_beside = BESIDE_ROWS && beside_at[k] >= 0;
-        const Vector* const from =
-            is_beside ? aside + c * BESIDE_VECTORS + beside_at[k] : over + c * IMAGE_VECTORS + of_results.place(k);
-        copy_out_16(h[k] >= 0 && of_results.in(k, left), to + h[k], from);
+        const RESULT* const from = reinterpret_cast<const RESULT*>(
+            is_beside ? aside + c * BESIDE_VECTORS + beside_at[k] : over + c * IMAGE_VECTORS + of_results.place(k));
+#pragma unroll
+        for (int j = 0; j < of_results.PIECES; ++j) {
+          const int at = j * of_results.OF_PIECE;
+          copy_out<Strip<RESULT>::BYTES>(h[k] >= 0 && of_results.in(k, j, left, rows), to + h[k] + at, from + at);
+        }
       }
     }
   }

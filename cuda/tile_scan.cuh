@@ -37,6 +37,7 @@ struct Scanner {
   int row0, set, warp, lane;  // first row within the block, channel, warp of the rows, lane
   bool has_above, has_below;  // whether row0 - 1 and row0 + ROWS are in the image
   bool exists, mine, keeps;   // whether these rows exist, are this warp's own, are this block's own too
+  int exist;                  // how many of them do, if any
   State* edges = nullptr;     // this lane's, of [2][BLOCK_CHANNELS][BLOCK_ROWS]: between warps
   int side = 0;               // which of both is in use, in elements
   Group group;                // the lines that are computed
@@ -86,7 +87,7 @@ struct Scanner {
       signal[r] = group.signal[p].widened(k);
       if (HAS_LAM) signal[r] *= group.scale[p].widened(k);
     }
-    scan_line(state, taps, signal, restarts, has_above, has_below);
+    scan_line<RAGGED>(state, taps, signal, restarts, has_above, has_below, exist);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) result[Group::pack(r, m)].value[Group::element(r, m)] = narrow<RESULT>(state[r]);
   }
@@ -113,13 +114,14 @@ struct Scanner {
   // Across the scan: write h, which has `left` lines from n0 on.
   __device__ __forceinline__ void write(const Pack<RESULT, PACK> (&result)[PACKS], RESULT* to, const Image& h, int n0,
                                         int left) const {
-    constexpr int VECTOR = gspn2::Layout<RESULT>::VECTOR, PART = PACK > VECTOR ? VECTOR : PACK;
+    constexpr int OF_PIECE = Strip<RESULT>::OF_PIECE, PART = PACK > OF_PIECE ? OF_PIECE : PACK;
     if (!keeps) return;
 #pragma unroll
     for (int m = 0; m < PACKS; ++m) {
       if (n0 + m >= left) continue;
 #pragma unroll
       for (int k = 0; k < PACK; k += PART) {
+        if (RAGGED && k >= exist) continue;
         *reinterpret_cast<Pack<RESULT, PART>*>(to + (n0 + m) * h.line + k) =
             reinterpret_cast<const Pack<RESULT, PART>&>(result[m].value[k]);
       }

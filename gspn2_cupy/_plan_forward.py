@@ -1,7 +1,8 @@
 """Which kernel runs a forward line scan, and in which shape, as measured (docs/optimization_log.md).
 
-Small slices lie in shared memory as a whole (``_plan_slices``); images whose rows are whole vectors of 16 bytes go
-through a ring of tiles (``_plan_tiles``); the plain kernel takes everything else.
+Small slices lie in shared memory as a whole (``_plan_slices``); larger ones go through a ring of tiles
+(``_plan_tiles``), fastest where rows are whole vectors of 16 bytes. The plain kernel takes float64, images whose pixels
+are apart, and older GPUs.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gspn2_cupy import _plan
-from gspn2_cupy._plan import DeviceLimits, ForwardScan, LaunchPlan, Layout
+from gspn2_cupy._plan import DeviceLimits, ForwardScan, LaunchPlan
 from gspn2_cupy._plan_slices import BESIDE_SHARED, Slices, bytes_of_block, slices_plan
-from gspn2_cupy._plan_tiles import Tiles, tiles_plan
+from gspn2_cupy._plan_tiles import Tiles, piece_bytes, tiles_plan
 
 ASYNCHRONOUS_COPIES = (8, 0)  # compute capability
 CLUSTERS = ((9, 0), (12, 0))  # from … to below
@@ -25,9 +26,10 @@ WARPS = (4, 2, 1)  # that may share weights in a block of the kernel for small s
 def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
     """Plan a forward scan on a device."""
     if limits.compute_capability >= ASYNCHRONOUS_COPIES:
-        tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and all(map(_in_vectors, (*scan.images, scan.weight)))
-        if scan.width <= _widest_slice(scan) or not tiled:
-            enough = 5 if tiled else 1  # warps; with fewer, tiles hide the waits better
+        piece = piece_bytes(scan)
+        tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and piece > 0
+        if scan.width <= _widest_slice(scan) or not tiled or piece < 16:
+            enough = 5 if tiled and piece == 16 else 1  # warps; with fewer, tiles of whole vectors hide the waits better
             for slices in _slices(limits, scan, enough):
                 reason = f"a warp holds {slices.units} slices of {scan.width} rows in shared memory"
                 plan = slices_plan(limits, slices, scan, reason)
@@ -39,18 +41,6 @@ def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
                 if plan is not None:
                     return plan
     return _plan.line_scan_forward(scan)
-
-
-def _in_vectors(layout: Layout) -> bool:
-    """Tell whether every row of an image lies in whole, aligned vectors of 16 bytes."""
-    vector = 16 // layout.itemsize
-    steps = [stride for size, stride in zip(layout.shape[:-1], layout.strides[:-1], strict=True) if size > 1]
-    return (
-        layout.alignment == 16
-        and layout.strides[-1] == 1
-        and layout.shape[-1] % vector == 0
-        and all(step % vector == 0 for step in steps)
-    )
 
 
 # --- whole slices in shared memory ------------------------------------------------------------------------------------
@@ -197,31 +187,26 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
     """Shapes for horizontal scans."""
     across, slices, vector = scan.width, scan.slices, 16 // scan.x.itemsize
     short = vector == 8
-    two = 2 if across % 2 == 0 else 1
     pair = min(sets, 2)
-    if across <= 64 and across % 2 == 0:
+    if across <= 64:
         yield Tiles(2, sets, 1, 4, *((32, 0, 0, 2, 8, False, 1, 128) if short else (16, 0, 0, 3, 4, sets == 1)))
-    elif across <= 128 and across % 4 == 0 and short:
+    elif across <= 128 and short:
         yield Tiles(4, pair, 1, _copiers(limits, scan, 8), 32, 0, 0, 3, vector, False, 1, 64)
-    elif across <= 128 and across % 2 == 0:
+    elif across <= 128:
         yield _cut(across, Tiles(2, 1, 1, 4, 16, 16, 0, 4, vector))
-    elif across <= 32:
-        yield Tiles(1, sets, 1, 4, 4 * vector, 0, 0, 3, vector, False)
     few = slices * 8 < _busy(limits)
-    if few and two == 2 and _has_clusters(limits) and 128 < across <= 1024:
+    if few and _has_clusters(limits) and 128 < across <= 1024:
         cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
         shape = (32, 16, 16, 4, 8, False, cluster, 64) if short else (16, 16, 16, 4, 4, True, cluster, 128)
         tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, _copiers(limits, scan, 2) if short else 4, *shape))
         yield tiles if short or tiles.warps != 4 else replace(tiles, copiers=6)
     if short and across > 128:
         yield from _cheapest_along(limits, scan, pair)
-    elif two == 2:
+    else:
         yield Tiles(2, 1, 4, 4, 32, 16, 0 if across <= 160 else 16, 2, vector, False)
-    depth = 16 if two == 2 else 8
-    for warps, lines in ((4, depth), (8, depth), (8, 8), (4, 8), (2, 8), (1, 8)):
-        count = warps * 2 // two
-        inner = depth if count > 1 else 0
-        yield Tiles(two, pair if short else 1, count, 4, lines, inner, depth, 4, vector, fetch=128 if short else 256)
+    for warps, lines in ((4, 16), (8, 16), (8, 8), (4, 8), (2, 8), (1, 8)):
+        inner = 16 if warps > 1 else 0
+        yield Tiles(2, pair if short else 1, warps, 4, lines, inner, 16, 4, vector, fetch=128 if short else 256)
 
 
 def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Iterator[Tiles]:
@@ -236,18 +221,16 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
     def blocks(tiles: Tiles) -> int:
         return -(-across // (tiles.block_rows - 2 * tiles.outer))
 
-    shapes = []  # and what a row costs
-    if across % 4 == 0:
-        four = Tiles(4, pair, 2, _copiers(limits, scan, 6 if pair == 2 else 8), 32, 8, 0, 2, 8, False, 1, 128)
-        cut = replace(four, outer=16)
-        one = replace(four, sets=1, warps=3, copiers=_copiers(limits, scan, 8), inner=32)
-        shapes += [(four, 0.55), (one, 0.43), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]
-        shapes += [(replace(four, inner=32, outer=32), 0.63 if pair == 2 else 0.46), (replace(one, outer=32), 0.45)]
-        if _has_clusters(limits):  # not measured elsewhere
-            shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
-    if across % 2 == 0 and pair == 1:
+    four = Tiles(4, pair, 2, _copiers(limits, scan, 6 if pair == 2 else 8), 32, 8, 0, 2, 8, False, 1, 128)
+    cut = replace(four, outer=16)
+    one = replace(four, sets=1, warps=3, copiers=_copiers(limits, scan, 8), inner=32)
+    shapes = [(four, 0.55), (one, 0.43), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]  # and what a row costs
+    shapes += [(replace(four, inner=32, outer=32), 0.63 if pair == 2 else 0.46), (replace(one, outer=32), 0.45)]
+    if _has_clusters(limits):  # not measured elsewhere
+        shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
+    if pair == 1:
         shapes += [(Tiles(2, 1, 4, 4, 16, 16, 16, 4, 8, True, 1, 128), 0.58)]
-    elif across % 2 == 0 and scan.h.itemsize == 2:  # or registers are too few
+    elif scan.h.itemsize == 2:  # or registers are too few
         two = Tiles(2, 2, 4, 4, 32, 16, 0, 2, 8, False, 1, 128)
         cut = replace(two, outer=16)
         shapes += [(two, 0.7), (cut, 0.78)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gspn2_cupy._plan import DeviceLimits, ForwardScan, KernelSpec, LaunchPlan, definitions, span
+from gspn2_cupy._plan import DeviceLimits, ForwardScan, KernelSpec, LaunchPlan, Layout, definitions, span
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,20 @@ class Tiles:
     def threads(self) -> int:
         """Threads of a block."""
         return 32 * (self.warps * self.sets + self.copiers)
+
+
+def piece_bytes(scan: ForwardScan) -> int:
+    """Return by how many bytes the arrays' rows can be copied: 16, 8, 4 or 2; 0 where their pixels are apart."""
+    arrays = (*scan.images, scan.weight)
+    if any(array.strides[-1] != 1 for array in arrays):
+        return 0
+    starts = [array.itemsize * stride for array in arrays for stride in (array.shape[-1], *_steps_of(array))]
+    return math.gcd(16, *(array.alignment for array in arrays), *starts)
+
+
+def _steps_of(array: Layout) -> Iterator[int]:
+    """Yield the strides from row to row, channel to channel and image to image."""
+    return (stride for size, stride in zip(array.shape[:-1], array.strides[:-1], strict=True) if size > 1)
 
 
 def _consistent(tiles: Tiles, along: bool, group: int) -> bool:
@@ -85,7 +100,8 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: st
     units = scan.slices // tiles.sets
     offset = 4 if all(span(array) < 2**31 for array in (*scan.images, weight)) else 8
     group = 16 // x.itemsize if along else tiles.group
-    if not _consistent(tiles, along, group):
+    piece = piece_bytes(scan)
+    if piece == 0 or not _consistent(tiles, along, group):
         return None
     shared = shared_bytes_of(tiles, scan)
     registers = _registers(tiles, scan, offset)
@@ -120,6 +136,8 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: st
         grid = min(units, most)
     else:
         per_block = owned // width
+        if width % tiles.rows or (not along and piece < 16):
+            per_block = min(per_block, 1)  # or the rows of a lane, or of a vector, would be of two slices
         if per_block == 0:
             return None
         geometry["bands"] = (1, width, per_block)
@@ -145,6 +163,8 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: st
         "BLOCKS": resident,
         "CLUSTER": tiles.cluster,
         "FETCH": tiles.fetch,
+        "PIECE": piece,
+        "RAGGED": int(width % tiles.rows != 0),
     }
     together = count > 1 and tiles.cluster == 1
     return LaunchPlan(

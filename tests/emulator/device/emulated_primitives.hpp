@@ -31,13 +31,25 @@ inline void group_sync(int barrier, int threads, EMULATOR_SITE) {
   emulator::group_barrier(barrier, threads, {file, line});
 }
 
-// cp.async: copies the first valid_bytes and fills the rest with zeros.
-template <int kAround>
-inline void copy_async_16(bool wanted, void* shared, const void* global, int valid_bytes, EMULATOR_SITE) {
-  if (wanted) emulator::copy_async(shared, global, 16, static_cast<size_t>(valid_bytes), {file, line});
+// cp.async, which fills with zeros what it does not read; two bytes are copied at once.
+template <int kBytes, int kAround>
+inline void copy_piece(bool wanted, void* shared, const void* global, bool exists, EMULATOR_SITE) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  if (!wanted) return;
+  if (kBytes == 2) {
+    *static_cast<unsigned short*>(shared) = exists ? *static_cast<const unsigned short*>(global) : 0;
+  } else {
+    emulator::copy_async(shared, global, kBytes, exists ? kBytes : 0, {file, line});
+  }
 }
-inline void copy_out_16(bool wanted, void* global, const void* shared) {
-  if (wanted) *static_cast<uint4*>(global) = *static_cast<const uint4*>(shared);
+template <int kBytes>
+inline void copy_out(bool wanted, void* global, const void* shared) {
+  static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
+  if (!wanted) return;
+  if constexpr (kBytes == 16) *static_cast<uint4*>(global) = *static_cast<const uint4*>(shared);
+  if constexpr (kBytes == 8) *static_cast<uint2*>(global) = *static_cast<const uint2*>(shared);
+  if constexpr (kBytes == 4) *static_cast<unsigned*>(global) = *static_cast<const unsigned*>(shared);
+  if constexpr (kBytes == 2) *static_cast<unsigned short*>(global) = *static_cast<const unsigned short*>(shared);
 }
 template <int kBytes>
 inline void copy_async(void* shared, const void* global, EMULATOR_SITE) {

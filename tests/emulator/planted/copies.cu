@@ -21,12 +21,9 @@ constexpr int kTile = 32, kThreads = 8;
 
 __device__ __forceinline__ void fetch(float* tile, const float* x, long long first, long long count) {
   const long long i = first + 4 * threadIdx.x;
-  long long valid = count - i;
-  valid = valid < 0 ? 0 : valid > 4 ? 4 : valid;
-  if (BUG == reads_past_end) valid = 4;
-  const int bytes = static_cast<int>(valid) * 4;
-  gspn2::copy_async_16<256>(true, tile + 4 * threadIdx.x, x + i + (BUG == misaligned), bytes);
-  gspn2::copy_async_16<256>(BUG == copied_twice, tile + 4 * threadIdx.x, x + i, bytes);
+  const bool exists = i < count || BUG == reads_past_end;
+  gspn2::copy_piece<16, 256>(true, tile + 4 * threadIdx.x, x + i + (BUG == misaligned), exists);
+  gspn2::copy_piece<16, 256>(BUG == copied_twice, tile + 4 * threadIdx.x, x + i, exists);
   gspn2::copy_async_commit();
 }
 
