@@ -74,7 +74,7 @@ __device__ __forceinline__ void group_sync(int barrier, int threads) {
                "B [%0], [%1], " bytes ", %3; }" ::"r"(target),                                         \
                "l"(global), "r"(static_cast<int>(wanted)), "r"(exists ? Bytes : 0)                     \
                : "memory")
-#define GSPN2_COPY_PIECES(around)                                                                \
+#define GSPN2_COPY_PIECES(around)                                                       \
   if constexpr (Bytes == 16 && Around == around) GSPN2_COPY_PIECE("cg", "16", #around); \
   if constexpr (Bytes == 8 && Around == around) GSPN2_COPY_PIECE("ca", "8", #around);   \
   if constexpr (Bytes == 4 && Around == around) GSPN2_COPY_PIECE("ca", "4", #around)
@@ -94,11 +94,16 @@ __device__ __forceinline__ void copy_piece(bool wanted, void* shared, const void
 #undef GSPN2_COPY_PIECES
 #undef GSPN2_COPY_PIECE
 
+// Keep the compiler from moving reads and writes across: those of many pieces would wait in registers.
+__device__ __forceinline__ void in_order() {
+  asm volatile("" ::: "memory");
+}
+
 // Copy a piece from shared to global memory if `wanted`, both ends aligned to its Bytes; by predicates, as above.
-#define GSPN2_COPY_OUT(registers, type, values)                                                                 \
+#define GSPN2_COPY_OUT(registers, type, values)                                                                      \
   asm volatile("{ .reg .pred p; .reg ." registers " a, b, c, d; setp.ne.s32 p, %2, 0; @p ld.shared." type " " values \
-               ", [%1]; @p st.global." type " [%0], " values "; }" ::"l"(global),                               \
-               "r"(source), "r"(static_cast<int>(wanted))                                                       \
+               ", [%1]; @p st.global." type " [%0], " values "; }" ::"l"(global),                                    \
+               "r"(source), "r"(static_cast<int>(wanted))                                                            \
                : "memory")
 template <int Bytes>
 __device__ __forceinline__ void copy_out(bool wanted, void* global, const void* shared) {

@@ -207,11 +207,12 @@ struct Copier {
       for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
         WEIGHT* const target = reinterpret_cast<WEIGHT*>(stage + tap * TAPS_VECTORS + of_taps.place(k));
 #pragma unroll
-        for (int j = 0; j < of_taps.PIECES; ++j) {
+        for (int j = 0; j < Strip<WEIGHT>::PIECES; ++j) {
           const int at = j * of_taps.OF_PIECE;
           const bool exists = taps[k] >= 0 && of_taps.in(k, j, left, rows);
           copy_piece<Strip<WEIGHT>::BYTES, FETCH>(of_taps.has(k), target + at, from + taps[k] + at, exists);
         }
+        if (Strip<WEIGHT>::BYTES == 2) in_order();
       }
     }
     Vector* const images = stage + 3 * TAPS_VECTORS;
@@ -221,18 +222,17 @@ struct Copier {
       const SCALAR* const from_lam = scale + line * geometry.lam.line + c * geometry.lam.channel;
 #pragma unroll
       for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
-        Vector* const vector = images + c * IMAGE_VECTORS + of_images.place(k);
-        SCALAR* const target = reinterpret_cast<SCALAR*>(vector);
-        SCALAR* const target_lam = reinterpret_cast<SCALAR*>(vector + BLOCK_CHANNELS * IMAGE_VECTORS);
+        constexpr int BYTES = Strip<SCALAR>::BYTES, LAM = BLOCK_CHANNELS * IMAGE_VECTORS * Layout<SCALAR>::VECTOR;
+        SCALAR* const target = reinterpret_cast<SCALAR*>(images + c * IMAGE_VECTORS + of_images.place(k));
+        const bool has = of_images.has(k);
 #pragma unroll
-        for (int j = 0; j < of_images.PIECES; ++j) {
-          constexpr int BYTES = Strip<SCALAR>::BYTES;
+        for (int j = 0; j < Strip<SCALAR>::PIECES; ++j) {
           const int at = j * of_images.OF_PIECE;
-          const bool has = of_images.has(k);
           const bool exists = x[k] >= 0 && of_images.in(k, j, left, rows);
           copy_piece<BYTES, FETCH>(has, target + at, from_x + x[k] + at, exists);
-          if (HAS_LAM) copy_piece<BYTES, FETCH>(has, target_lam + at, from_lam + lam[k] + at, exists);
+          if (HAS_LAM) copy_piece<BYTES, FETCH>(has, target + LAM + at, from_lam + lam[k] + at, exists);
         }
+        if (BYTES == 2) in_order();
       }
     }
   }
@@ -252,7 +252,7 @@ struct Copier {
         const RESULT* const from = reinterpret_cast<const RESULT*>(
             is_beside ? aside + c * BESIDE_VECTORS + beside_at[k] : over + c * IMAGE_VECTORS + of_results.place(k));
 #pragma unroll
-        for (int j = 0; j < of_results.PIECES; ++j) {
+        for (int j = 0; j < Strip<RESULT>::PIECES; ++j) {
           const int at = j * of_results.OF_PIECE;
           copy_out<Strip<RESULT>::BYTES>(h[k] >= 0 && of_results.in(k, j, left, rows), to + h[k] + at, from + at);
         }

@@ -33,7 +33,8 @@ CASES = {
     "small slices": Case(LINE_SCAN, "float16", (2, 3, 33, 37), 1, ("bottom_to_top",), lam=True, state=True, chunk=10),
     "clusters": Case(LINE_SCAN, "float16", (1, 2, 512, 32), 1, ("right_to_left",), lam=True, state=True),
     "resident blocks": Case(LINE_SCAN, "float32", (1, 2, 32, 4096), 1, ("top_to_bottom",), state=True, saved=True),
-    "plain": Case(LINE_SCAN, "float32", (1, 2, 3, 1025), 1, ("top_to_bottom",), lam=True, state=True),
+    "broken vectors": Case(LINE_SCAN, "float32", (1, 2, 3, 1025), 1, ("top_to_bottom",), lam=True, state=True),
+    "plain": Case(LINE_SCAN, "float64", (1, 2, 3, 1025), 1, ("top_to_bottom",), lam=True, state=True),
     "four directions": Case(
         UNIT, "float32", (2, 4, 40, 64), 1, ALL_DIRECTIONS, lam=True, u=True, merge=True, normalize="sigmoid"
     ),

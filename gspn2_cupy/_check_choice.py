@@ -127,8 +127,8 @@ def shape_of(spec: KernelSpec, cooperative: bool) -> Any:
 
 # --- the candidates ---------------------------------------------------------------------------------------------------
 
-# (lines, pixels in a line), odd: no vectors of 16 bytes; the plain kernels take them, or those for small slices
-ODD = ((1, 7), (7, 1), (33, 33), (7, 127), (3, 1025), (40, 301))
+# (lines, pixels in a line): no rows of whole vectors of 16 bytes, so that less is copied at a time
+ODD = ((1, 7), (7, 1), (33, 33), (7, 127), (3, 1025), (40, 301), (100, 300), (50, 1102), (21, 2051))
 
 # pixels in a line: for each shape that was seen to be chosen on some GPU, a width at which it is
 ACROSS = """

@@ -29,7 +29,9 @@ def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
         piece = piece_bytes(scan)
         tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and piece > 0
         if scan.width <= _widest_slice(scan) or not tiled or piece < 16:
-            enough = 5 if tiled and piece == 16 else 1  # warps; with fewer, tiles of whole vectors hide the waits better
+            enough = (
+                5 if tiled and piece == 16 else 1
+            )  # warps; with fewer, tiles of whole vectors hide the waits better
             for slices in _slices(limits, scan, enough):
                 reason = f"a warp holds {slices.units} slices of {scan.width} rows in shared memory"
                 plan = slices_plan(limits, slices, scan, reason)
@@ -166,14 +168,29 @@ def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
     most = (2, 1) if scan.x.itemsize == 4 else (4, 2, 1)
     sets = next(sets for sets in most if per_group % sets == 0)
     shapes = _along(limits, scan, sets) if scan.along else _down(limits, scan, sets)
+    if piece_bytes(scan) < 16:
+        shapes = (replace(tiles, copiers=4) for tiles in shapes)
     for tiles in shapes:
         sets = tiles.sets
         while sets:
-            for stages in range(tiles.stages, 1, -1):
-                yield replace(tiles, stages=stages, sets=sets)
+            smaller = [replace(tiles, stages=stages, sets=sets) for stages in range(tiles.stages, 1, -1)]
             if tiles.ahead:
-                yield replace(tiles, stages=2, sets=sets, ahead=False)  # fewer registers
+                smaller.append(replace(tiles, stages=2, sets=sets, ahead=False))  # fewer registers
+            yield from (each for each in smaller if piece_bytes(scan) == 16 or _light(each, scan))
             sets //= 2
+
+
+def _light(tiles: Tiles, scan: ForwardScan) -> bool:
+    """Tell whether a shape leaves registers for copies in pieces, which take more of them; most those of two bytes."""
+    alike = scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize
+    if alike and scan.x.itemsize == 4:
+        return True
+    pairs = piece_bytes(scan) > 2
+    if not scan.along:
+        return tiles.rows <= (4 if alike else 2) and tiles.threads <= (384 if pairs else 256)
+    if not (alike and pairs):
+        return tiles.rows <= 2 and tiles.lines <= 16 and tiles.threads <= 256 and (pairs or tiles.sets == 1)
+    return tiles.threads <= 256 and (tiles.sets == 1 or scan.x.c_name != "__half")
 
 
 # Fields in order: rows of a lane; sets, warps, copiers; lines of a tile; inner, outer; stages, group, ahead; cluster,

@@ -35,7 +35,7 @@ SHAPES = {
     "small slices": (2, 4, 9, 37),
     "a cluster": (1, 2, 512, 32),
     "resident blocks": (1, 1, 1536, 32),
-    "plain": (1, 2, 130, 131),
+    "rows of broken vectors": (1, 2, 130, 131),
 }
 
 

@@ -167,6 +167,7 @@ def test_calls_are_compared_with_each_other_on_every_kind_of_forward_kernel():
         "small slices": ("line_scan_slices", False, False),
         "clusters": ("line_scan_tiles", True, False),
         "resident blocks": ("line_scan_tiles", False, True),
+        "broken vectors": ("line_scan_tiles", False, True),
         "plain": ("line_scan_forward", False, False),
         "four directions": ("line_scan_tiles", False, False),
     }

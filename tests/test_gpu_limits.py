@@ -19,7 +19,7 @@ SHAPES = {
     (1, 2, 512, 512): "slices cut over a cluster or over bands",
     (1, 1, 1536, 1536): "one slice alone, cut over as many blocks as there can be",
     (2, 3, 33, 37): "small slices",
-    (1, 2, 130, 131): "the plain kernels",
+    (1, 2, 130, 131): "rows of broken vectors, copied in pieces",
 }
 
 

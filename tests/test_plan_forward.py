@@ -91,8 +91,8 @@ def test_plans_keep_their_promises(device, direction, shape, kind, sharing):
     elif kernel_of(plan) == "slices":
         slices_keep_their_promises(limits, plan, shape, across, KINDS[kind])
     else:
-        # Too little shared memory; slices of more bands than fit on the device at once; or rows of broken vectors.
-        assert device.startswith("RTX") or (device == "small Hopper" and max(shape) > 1024) or shape[3] % 8
+        # too little shared memory, or slices of more bands than fit on the device at once
+        assert device.startswith("RTX") or (device == "small Hopper" and max(shape) > 1024)
 
 
 def tiles_keep_their_promises(limits, plan, across):
@@ -104,14 +104,15 @@ def tiles_keep_their_promises(limits, plan, across):
     assert sizes["BLOCKS"] * threads <= limits.max_threads_per_multiprocessor
     assert bands["count"] * bands["rows"] >= across
     assert bands["rows"] + 2 * sizes["OUTER"] <= rows_of_block(sizes)
-    assert bands["rows"] % sizes["ROWS"] == 0
+    assert bands["count"] == 1 or bands["rows"] % sizes["ROWS"] == 0
+    assert sizes["RAGGED"] == (across % sizes["ROWS"] != 0)
     assert plan.grid[0] % bands["count"] == 0
     if sizes["OUTER"]:
         assert sizes["CLUSTER"] > 1 or across > (bands["count"] - 1) * bands["rows"]
         assert bands["count"] == 1 or bands["rows"] >= sizes["OUTER"]  # a halo reaches into one neighbour only
     else:
         assert bands["count"] == 1 and bands["units"] * across <= rows_of_block(sizes)
-        assert bands["units"] == 1 or sizes["WARPS"] == 1
+        assert bands["units"] == 1 or (sizes["WARPS"] == 1 and not sizes["RAGGED"])
     in_global_memory = bands["count"] > 1 and sizes["CLUSTER"] == 1
     assert plan.cooperative == in_global_memory == (plan.workspace > 0)
     if in_global_memory:  # all of them at once, or they wait for each other for ever
@@ -238,6 +239,39 @@ def test_offsets_have_64_bits_where_they_must(direction):
     assert offset((64, 512, 256, 256)) == "long long"
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind", "changes", "piece"),
+    [
+        ((2, 4, 300, 304), "__half", {}, 16),
+        ((2, 4, 300, 300), "__half", {}, 8),
+        ((2, 4, 300, 302), "__half", {}, 4),
+        ((2, 4, 300, 301), "__half", {}, 2),
+        ((2, 4, 300, 301), "__half", {"weight": "float"}, 2),
+        ((2, 4, 300, 304), "float", {}, 16),
+        ((2, 4, 300, 302), "float", {}, 8),
+        ((2, 4, 300, 301), "float", {}, 4),
+        ((2, 4, 300, 304), "float", {"alignment": 8}, 8),  # of one array
+        ((2, 4, 300, 304), "__half", {"pitch": 306}, 4),  # likewise
+        ((2, 4, 300, 301), "__half", {"pitch": 304}, 2),  # where a row ends matters, too
+    ],
+    ids=str,
+)
+@every_direction
+def test_rows_are_copied_by_as_many_bytes_as_their_ends_allow(direction, shape, kind, changes, piece):
+    batch, channels, height, width = shape
+    x, arrays = layout(shape, kind), {}
+    if "weight" in changes:
+        arrays["weight"] = layout((batch, 1, 3, height, width), changes["weight"])
+    if "alignment" in changes:
+        arrays["lam"] = replace(x, alignment=changes["alignment"])
+    if "pitch" in changes:
+        pitch = changes["pitch"]
+        arrays["h"] = replace(x, strides=(channels * height * pitch, height * pitch, pitch, 1))
+    plan = plan_of(DEVICES["H200"], direction, shape, kind, **arrays)
+    assert kernel_of(plan) == "tiles"
+    assert sizes_of(plan)["PIECE"] == piece
+
+
 @every_direction
 def test_what_each_kernel_takes(direction):
     device, shape = DEVICES["H200"], (2, 4, 64, 64)
@@ -252,9 +286,9 @@ def test_what_each_kernel_takes(direction):
     assert kernel((2, 4, 300, 300), "double") == "forward"
     assert kernel((2, 4, 64, 66)) == "slices"  # rows of 16.5 vectors
     assert kernel((2, 4, 64, 68), "__half") == "slices"  # of 8.5
-    assert kernel((2, 4, 300, 302)) == "forward"
+    assert kernel((2, 4, 300, 302)) == kernel((2, 4, 300, 301), "__half") == "tiles"
     assert kernel(x=replace(x, alignment=4)) == kernel(h=replace(x, alignment=4)) == "slices"
-    assert kernel(lam=replace(x, strides=(4 * 64 * 66, 64 * 66, 66, 1))) == "forward"  # neither vectors nor a run
+    assert kernel(lam=replace(x, strides=(4 * 64 * 66, 64 * 66, 66, 1))) == "tiles"  # neither vectors nor a run
     assert kernel(lam=replace(x, strides=(4 * 64 * 64, 64 * 64, 1, 64))) == "forward"
     assert kernel(kind="__half", h=x) == kernel(kind="__half", h=x, weight=layout((2, 1, 3, 64, 64))) == "tiles"
     wide = replace(x, strides=(4 * 64 * 80, 64 * 80, 80, 1))  # a slice of a wider image: no copy, no plain kernel
@@ -285,5 +319,5 @@ def test_the_tests_of_graphs_and_streams_see_every_kind_of_kernel():
         "small slices": ("line_scan_slices", False, False),
         "a cluster": ("line_scan_tiles", True, False),
         "resident blocks": ("line_scan_tiles", False, True),
-        "plain": ("line_scan_forward", False, False),
+        "rows of broken vectors": ("line_scan_tiles", True, False),
     }

@@ -56,6 +56,10 @@ ACROSS += (*range(264, 1100, 8), *range(261, 1100, 32), *range(262, 1100, 32), *
 ACROSS += (*range(1100, 2300, 24), 1537, 2047, 2050, 4096, 8192, 13905, 14002, 16384)
 ACROSS += (12000, 17009, 17010, 20000, 24000, 24001, 28000, 32768, 33001)
 SLICES = (*range(1, 9), *(int(1.3**n) for n in range(8, 33)))
+# The same for rows that are no whole vectors: fewer shapes are chosen there, each with copies of 2, 4 and 8 bytes.
+BROKEN = (65, 66, 68, 97, 126, 129, 131, 132, 190, 253, 257, 260, 300, 333, 380, 449, 452, 513, 514, 516, 600, 649, 700)
+BROKEN += (777, 900, 905, 1002, 1023, 1028, 1300, 1500, 2047, 2050, 3001, 4098, 8193, 14001, 16385)
+BROKEN_LENGTHS, BROKEN_SLICES = (1001, 1002, 1004), (1, 3, 9, 17, 33, 66, 140, 500)
 SIDES = (1, 7, 14, 16, 28, 32, 56, 64, 96, 127, 128, 256, 512, 1024, 2048, 4096, 16384)
 OBLONG = ((64, 512), (512, 64), (16, 4096), (4096, 16), (33, 140), (14400, 14400), (7200, 7200))
 OBLONG += ((65, 136), (129, 136), (333, 336), (1001, 1008), (2047, 2048))  # an odd number of rows
@@ -180,12 +184,15 @@ def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Itera
         return
     for direction in ("left_to_right", "top_to_bottom"):
         along, vector = direction in HORIZONTAL, 16 // x[1]
+        sizes = []  # widths, lengths, slices
         for across in ACROSS:
-            if not along and across % vector:
-                continue
             # None: as many elements as an int cannot count; narrow slices are small or long
             lengths = (64, 1024, None) if across <= 64 else (64, None)
-            for slices, per_group, has_lam, length in itertools.product(SLICES, (1, 2, 4), (True, False), lengths):
+            if along or across % vector == 0:
+                sizes.append((across, lengths, SLICES))
+        sizes += [(across, (*BROKEN_LENGTHS, None) if along else (64, None), BROKEN_SLICES) for across in BROKEN]
+        for across, lengths, numbers in sizes:
+            for slices, per_group, has_lam, length in itertools.product(numbers, (1, 2, 4), (True, False), lengths):
                 lines = length or 2**31 // (slices * per_group * across) // 8 * 8 + 16
                 size = (across, lines) if along else (lines, across)
                 shape = (slices, per_group, *size)

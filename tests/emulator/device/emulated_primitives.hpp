@@ -42,6 +42,7 @@ inline void copy_piece(bool wanted, void* shared, const void* global, bool exist
     emulator::copy_async(shared, global, kBytes, exists ? kBytes : 0, {file, line});
   }
 }
+inline void in_order() {}
 template <int kBytes>
 inline void copy_out(bool wanted, void* global, const void* shared) {
   static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
