@@ -146,8 +146,9 @@ struct Strip {
 };
 
 // A copying thread keeps the addresses of its vectors in registers, and when it has written h out it may start the next copy over
-// it. An address is that of tile 0; a negative one: nothing is there to be copied.
-constexpr Offset NOWHERE = -16;  // as aligned as any address: copies of no bytes start there, or past an array's end
+// it. An address is that of tile 0. Of the first vector of an array a few pieces only may exist, and then it starts before the array.
+constexpr Offset NOWHERE =
+    -1024;  // of no vector; as aligned as any address: copies of no bytes start there, or past an array's end
 struct Copier {
   Strip<WEIGHT> of_taps;
   Strip<SCALAR> of_images;
@@ -209,7 +210,7 @@ struct Copier {
 #pragma unroll
         for (int j = 0; j < Strip<WEIGHT>::PIECES; ++j) {
           const int at = j * of_taps.OF_PIECE;
-          const bool exists = taps[k] >= 0 && of_taps.in(k, j, left, rows);
+          const bool exists = taps[k] != NOWHERE && of_taps.in(k, j, left, rows);
           copy_piece<Strip<WEIGHT>::BYTES, FETCH>(of_taps.has(k), target + at, from + taps[k] + at, exists);
         }
         if (Strip<WEIGHT>::BYTES == 2) in_order();
@@ -228,7 +229,7 @@ struct Copier {
 #pragma unroll
         for (int j = 0; j < Strip<SCALAR>::PIECES; ++j) {
           const int at = j * of_images.OF_PIECE;
-          const bool exists = x[k] >= 0 && of_images.in(k, j, left, rows);
+          const bool exists = x[k] != NOWHERE && of_images.in(k, j, left, rows);
           copy_piece<BYTES, FETCH>(has, target + at, from_x + x[k] + at, exists);
           if (HAS_LAM) copy_piece<BYTES, FETCH>(has, target + LAM + at, from_lam + lam[k] + at, exists);
         }
@@ -254,7 +255,7 @@ struct Copier {
 #pragma unroll
         for (int j = 0; j < Strip<RESULT>::PIECES; ++j) {
           const int at = j * of_results.OF_PIECE;
-          copy_out<Strip<RESULT>::BYTES>(h[k] >= 0 && of_results.in(k, j, left, rows), to + h[k] + at, from + at);
+          copy_out<Strip<RESULT>::BYTES>(h[k] != NOWHERE && of_results.in(k, j, left, rows), to + h[k] + at, from + at);
         }
       }
     }

@@ -176,11 +176,11 @@ def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
             smaller = [replace(tiles, stages=stages, sets=sets) for stages in range(tiles.stages, 1, -1)]
             if tiles.ahead:
                 smaller.append(replace(tiles, stages=2, sets=sets, ahead=False))  # fewer registers
-            yield from (each for each in smaller if piece_bytes(scan) == 16 or _light(each, scan))
+            yield from (each for each in smaller if piece_bytes(scan) == 16 or _light(limits, each, scan))
             sets //= 2
 
 
-def _light(tiles: Tiles, scan: ForwardScan) -> bool:
+def _light(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan) -> bool:
     """Tell whether a shape leaves registers for copies in pieces, which take more of them; most those of two bytes."""
     alike = scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize
     if alike and scan.x.itemsize == 4:
@@ -188,7 +188,7 @@ def _light(tiles: Tiles, scan: ForwardScan) -> bool:
     pairs = piece_bytes(scan) > 2
     if not scan.along:
         return tiles.rows <= (4 if alike else 2) and tiles.threads <= (384 if pairs else 256)
-    if not (alike and pairs):
+    if not (alike and pairs) or limits.compute_capability < (9, 0):
         return tiles.rows <= 2 and tiles.lines <= 16 and tiles.threads <= 256 and (pairs or tiles.sets == 1)
     return tiles.threads <= 256 and (tiles.sets == 1 or scan.x.c_name != "__half")
 

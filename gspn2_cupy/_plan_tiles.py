@@ -91,7 +91,8 @@ def _registers(tiles: Tiles, scan: ForwardScan, offset: int) -> int:
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
     beside = 8 if scan.along and scan.h.itemsize > x.itemsize else 0  # where h lies in shared memory
     converted = 8 if tiles.ahead and x.c_name == "__half" else 0  # which takes more than bfloat16's shift
-    return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + beside + 48 + 4 * offset, 255)
+    pieces = 40 if piece_bytes(scan) < 16 else 0
+    return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + beside + pieces + 48 + 4 * offset, 255)
 
 
 def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
