@@ -168,7 +168,8 @@ def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
     most = (2, 1) if scan.x.itemsize == 4 else (4, 2, 1)
     sets = next(sets for sets in most if per_group % sets == 0)
     shapes = _along(limits, scan, sets) if scan.along else _down(limits, scan, sets)
-    if piece_bytes(scan) < 16:
+    piece = piece_bytes(scan)
+    if piece < 16:
         shapes = (replace(tiles, copiers=4) for tiles in shapes)
     for tiles in shapes:
         sets = tiles.sets
@@ -176,20 +177,22 @@ def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
             smaller = [replace(tiles, stages=stages, sets=sets) for stages in range(tiles.stages, 1, -1)]
             if tiles.ahead:
                 smaller.append(replace(tiles, stages=2, sets=sets, ahead=False))  # fewer registers
-            yield from (each for each in smaller if piece_bytes(scan) == 16 or _light(limits, each, scan))
+            yield from (each for each in smaller if piece == 16 or _light(limits, each, scan, piece))
             sets //= 2
 
 
-def _light(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan) -> bool:
-    """Tell whether a shape leaves registers for copies in pieces, which take more of them; most those of two bytes."""
+def _light(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, piece: int) -> bool:
+    """Tell whether a shape leaves registers for copies in pieces, which take more of them, most those of two bytes.
+
+    What is left out here spilled when it was compiled.
+    """
     alike = scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize
     if alike and scan.x.itemsize == 4:
         return True
-    pairs = piece_bytes(scan) > 2
     if not scan.along:
-        return tiles.rows <= (4 if alike else 2) and tiles.threads <= (384 if pairs else 256)
-    if not (alike and pairs) or limits.compute_capability < (9, 0):
-        return tiles.rows <= 2 and tiles.lines <= 16 and tiles.threads <= 256 and (pairs or tiles.sets == 1)
+        return tiles.rows <= (4 if alike else 2) and tiles.threads <= (256 if piece == 2 else 384)
+    if piece == 2 or not alike or limits.compute_capability < (9, 0):
+        return tiles.rows <= 2 and tiles.lines <= 16 and tiles.threads <= 256 and (piece > 2 or tiles.sets == 1)
     return tiles.threads <= 256 and (tiles.sets == 1 or scan.x.c_name != "__half")
 
 
