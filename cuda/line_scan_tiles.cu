@@ -3,7 +3,7 @@
 //     h[t,i] = w0[t,i]·h[t-1,i-1] + w1[t,i]·h[t-1,i] + w2[t,i]·h[t-1,i+1] + λ[t,i]·x[t,i],    h[-1] = h0 or 0
 //
 // Scanning warps keep the state in registers: a lane carries ROWS neighbouring rows of one channel, and gets the edge rows of its
-// neighbours by two shuffles a line. Copying warps bring tiles of LINES lines into a ring by asynchronous 16-byte copies, from
+// neighbours by two shuffles a line. Copying warps bring tiles of LINES lines into a ring by asynchronous copies, from
 // unit to unit without a pause, and along the scan take h out of it (tile_ring.cuh). All meet once a tile.
 //
 //   Whole slices (OUTER = 0): a block holds one slice, or several small ones side by side (bands.units, where WARPS = 1).

@@ -146,9 +146,11 @@ struct Strip {
 };
 
 // A copying thread keeps the addresses of its vectors in registers, and when it has written h out it may start the next copy over
-// it. An address is that of tile 0. Of the first vector of an array a few pieces only may exist, and then it starts before the array.
-constexpr Offset NOWHERE =
-    -1024;  // of no vector; as aligned as any address: copies of no bytes start there, or past an array's end
+// it. An address is that of tile 0. Strides are positive. Of a vector at the very start of an array a few pieces only may exist in
+// reversed scans, and then it begins before the array, by less than LINES. NOWHERE is the address of no vector, as aligned as any:
+// copies of no bytes start there, or past an array's end.
+constexpr Offset NOWHERE = -1024;
+static_assert(LINES < 1024, "no vector is there");
 struct Copier {
   Strip<WEIGHT> of_taps;
   Strip<SCALAR> of_images;

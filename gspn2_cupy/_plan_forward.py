@@ -2,7 +2,7 @@
 
 Small slices lie in shared memory as a whole (``_plan_slices``); larger ones go through a ring of tiles
 (``_plan_tiles``), fastest where rows are whole vectors of 16 bytes. The plain kernel takes float64, images whose pixels
-are apart, and older GPUs.
+are apart or that run backwards in memory, and older GPUs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
         piece = piece_bytes(scan)
         tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and piece > 0
         if scan.width <= _widest_slice(scan) or not tiled or piece < 16:
-            enough = (
-                5 if tiled and piece == 16 else 1
-            )  # warps; with fewer, tiles of whole vectors hide the waits better
+            # warps; with fewer, tiles of whole vectors hide the waits better
+            enough = 5 if tiled and piece == 16 else 1
             for slices in _slices(limits, scan, enough):
                 reason = f"a warp holds {slices.units} slices of {scan.width} rows in shared memory"
                 plan = slices_plan(limits, slices, scan, reason)
@@ -184,7 +183,7 @@ def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
 def _light(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, piece: int) -> bool:
     """Tell whether a shape leaves registers for copies in pieces, which take more of them, most those of two bytes.
 
-    What is left out here spilled when it was compiled.
+    What is left out here spilled when it was compiled, in some of the types and pieces.
     """
     alike = scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize
     if alike and scan.x.itemsize == 4:

@@ -24,7 +24,7 @@ class Tiles:
     group: int  # lines a lane loads at once; across the scan only: along it, those of 16 bytes of x
     ahead: bool = True  # whether a lane loads the next group before it computes this one
     cluster: int = 1  # blocks of a cluster, which then holds a slice; 1: bands meet through global memory
-    fetch: int = 256  # bytes asked into L2 around each copy of 16
+    fetch: int = 256  # bytes asked into L2 around each copy
 
     @property
     def block_rows(self) -> int:
@@ -38,17 +38,24 @@ class Tiles:
 
 
 def piece_bytes(scan: ForwardScan) -> int:
-    """Return by how many bytes the arrays' rows can be copied: 16, 8, 4 or 2; 0 where their pixels are apart."""
+    """Return by how many bytes the arrays' rows can be copied: 16, 8, 4 or 2.
+
+    0 where pixels are apart, or memory runs backwards: to the kernel an address before an array's is nowhere.
+    """
     arrays = (*scan.images, scan.weight)
-    if any(array.strides[-1] != 1 for array in arrays):
+    if any(array.strides[-1] != 1 or min(array.strides) < 0 for array in arrays):
         return 0
-    starts = [array.itemsize * stride for array in arrays for stride in (array.shape[-1], *_steps_of(array))]
+    starts = [array.itemsize * step for array in arrays for step in (array.shape[-1], *_steps_of(array))]
     return math.gcd(16, *(array.alignment for array in arrays), *starts)
 
 
 def _steps_of(array: Layout) -> Iterator[int]:
-    """Yield the strides from row to row, channel to channel and image to image."""
-    return (stride for size, stride in zip(array.shape[:-1], array.strides[:-1], strict=True) if size > 1)
+    """Yield the strides from row to row, channel to channel and image to image.
+
+    That of rows even where there is one: addresses of rows that do not exist have to be aligned, too.
+    """
+    yield array.strides[-2]
+    yield from (stride for size, stride in zip(array.shape[:-2], array.strides[:-2], strict=True) if size > 1)
 
 
 def _consistent(tiles: Tiles, along: bool, group: int) -> bool:

@@ -173,6 +173,7 @@ LAYOUTS = {
     "offset": (lambda s: (*s[:-2], s[-2] + 2, s[-1] + 4), lambda a: a[..., 1:-1, 1:-3]),
     "stepped": (lambda s: (*s[:-2], 2 * s[-2], 3 * s[-1]), lambda a: a[..., ::2, ::3]),
     "flipped": (lambda s: s, lambda a: a[..., ::-1, ::-1]),
+    "upside_down": (lambda s: s, lambda a: a[..., ::-1, :]),
     "transposed": (lambda s: (*s[:-2], s[-1], s[-2]), lambda a: a.swapaxes(-1, -2)),
     "channels_last": (
         lambda s: (s[0], *s[2:], s[1]),

@@ -41,6 +41,28 @@ def test_against_loops(backend, direction, dtype, size, channels, groups, chunk)
 
 
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("size", [(136, 128), (72, 40), (100, 250)], ids=str)
+@pytest.mark.parametrize("turned", ["x", "weight", "lam"])
+def test_an_array_upside_down_changes_no_bit(backend, direction, size, turned):
+    """Its rows lie before its first element."""
+    case = make_scan((1, 2, *size), direction, "float32", h0=True)
+    arrays = {"x": case.x, "weight": case.weight, "lam": case.lam}
+    expected = backend(gspn2_cupy.line_scan, *arrays.values(), **case.options())
+    arrays[turned] = backend.strided(arrays[turned], "upside_down")
+    assert_same_bits(backend(gspn2_cupy.line_scan, *arrays.values(), **case.options()), expected)
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("columns", [302, 304])
+def test_images_of_one_row_out_of_higher_ones(backend, direction, columns):
+    """What lies between two rows is of no use for one, but aligns the addresses of rows that do not exist."""
+    case = make_scan((1, 2, 1, columns), direction, "float32", h0=True)
+    expected = backend(gspn2_cupy.line_scan, case.x, case.weight, case.lam, **case.options())
+    x, weight, lam = (backend.strided(array, "offset") for array in (case.x, case.weight, case.lam))
+    assert_same_bits(backend(gspn2_cupy.line_scan, x, weight, lam, **case.options()), expected)
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("misaligned", ["dh", "x", "weight", "lam", "h"])
 def test_one_misaligned_array_changes_no_bit(backend, direction, dtype, misaligned):
