@@ -96,7 +96,20 @@ class Planned:
 TURNS = 7  # no divisor or multiple of the numbers of types and directions that cases come in
 # definitions that the shape of a kernel does not depend on; STATE tells float64 apart, whose kernels are shaped anew
 NOT_SHAPE = frozenset(
-    ("SCALAR", "INPUT", "BEFORE", "WEIGHT", "RESULT", "HIDDEN", "SUM", "HAS_LAM", "REVERSED", "METHOD")
+    (
+        "SCALAR",
+        "INPUT",
+        "BEFORE",
+        "WEIGHT",
+        "RESULT",
+        "HIDDEN",
+        "SUM",
+        "HAS_LAM",
+        "REVERSED",
+        "METHOD",
+        "PIECE",
+        "RAGGED",
+    )
 )
 
 
@@ -147,8 +160,10 @@ class Sweep:
     # images of 1, 2 and 4 channels for each multiprocessor
     shares: tuple[float, ...] = (0.06, 0.13, 0.23, 0.3, 0.4, 0.44, 0.5, 1.1, 3.2)
     lines: int = 24
+    broken: tuple[int, ...] = (1, 2)
     across: tuple[int, ...] = tuple(map(int, ACROSS.split()))
     narrow: tuple[int, ...] = (2, 3, 5, 6, 33, 50, 64)  # and long
+    narrow_broken: tuple[int, ...] = (70, 91, 122)  # likewise, of broken vectors: too long for whole slices
     many_lines: int = 1200
     small: tuple[int, ...] = (7, 12, 19, 20, 39, 40, 65, 68)  # and few lines, one to eight of which are read at once
     few_lines: tuple[int, ...] = (7, 6, 12, 8)
@@ -162,6 +177,11 @@ class Sweep:
         small = [2, *(count * multiprocessors for count in self.in_rounds)]
         several = tuple((1, number, groups) for number in small for groups in (1, number))
         yield from itertools.product((*self.slices, *shared), itertools.product((self.lines,), self.across))
+        for broken in self.broken:  # rows of no whole vectors, for which other shapes are chosen
+            across = [size - broken for size in self.across if size > 64]
+            yield from itertools.product((*self.slices, *shared), itertools.product((self.lines + broken,), across))
+            long = itertools.product((self.many_lines + broken,), self.narrow_broken)
+            yield from itertools.product((*self.slices, *shared), long)
         yield from itertools.product(few, itertools.product((self.many_lines,), self.narrow))
         yield from itertools.product((few[0], *several), itertools.product(self.few_lines, self.small))
 
@@ -241,7 +261,8 @@ def _shapes(
     x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
     for weight, h in dict.fromkeys([(state, state)] if operation == UNIT else [(x, x), (x, state)]):
         plan = line_scan_forward(limits, forward_scan(image, slices[2], direction, lam, x, weight, h))
-        yield weight, h, shape_of(plan.spec, plan.cooperative)
+        pieces = [each for each in plan.spec.defines if each[0] in ("PIECE", "RAGGED")]
+        yield weight, h, shape_of(plan.spec, plan.cooperative), *pieces
 
 
 def _image(slices: Slices, size: Size, direction: str) -> tuple[int, int, int, int]:

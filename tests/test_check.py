@@ -18,7 +18,16 @@ from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case
 from gspn2_cupy._check_choice import Sweep
 from gspn2_cupy._plan import DeviceLimits
 
-SWEEP = {"slices": ((1, 2, 1),), "shares": (), "lines": 8, "across": (8,), "narrow": (), "small": (), "in_rounds": ()}
+SWEEP = {
+    "broken": (),
+    "slices": ((1, 2, 1),),
+    "shares": (),
+    "lines": 8,
+    "across": (8,),
+    "narrow": (),
+    "small": (),
+    "in_rounds": (),
+}
 TINY = {"odd": ((1, 3), (3, 1)), "unit": (5, 8), "sweep": Sweep(**SWEEP)}
 H100 = DeviceLimits("H100", (9, 0), 132, 227 * 1024, 228 * 1024, 2048, 50 * 1024**2)
 A100 = DeviceLimits("A100", (8, 0), 108, 163 * 1024, 164 * 1024, 2048, 40 * 1024**2)
