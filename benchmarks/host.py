@@ -83,12 +83,12 @@ def host_side() -> Iterator[tuple[str, Callable[[], object]]]:
     scan = (a["x"], a["weight"], a["lam"])
     options = {"direction": "left_to_right", "chunk": None, "h0": None, "out": None, "return_last": False}
     limits = _plan.DeviceLimits("NVIDIA H200", (9, 0), 132, 232448, 233472, 2048, 60 << 20)
-    given = (limits, _plan.ForwardScan("left_to_right", None, x, weight, lam, None, x, None))
+    given = (limits, _plan.LineScan("left_to_right", None, x, weight, lam, None, x, None))
     yield "arguments checked", lambda: _checks.line_scan(*scan, **options)
     arrays = (*scan, None, a["x"], None)
     launcher = SimpleNamespace(limits=limits)
     yield "plan found in its cache", lambda: _steps.scan_plan(launcher, "left_to_right", None, *arrays)
-    yield "plan made anew", lambda: _plan_forward.line_scan_forward(*given)
+    yield "plan made anew", lambda: _plan_forward.line_scan(*given)
 
 
 def _layout(array: np.ndarray) -> _plan.Layout:

@@ -24,7 +24,7 @@ from benchmarks.gpu import opened
 from benchmarks.runner import command_line, commit, machine
 from gspn2_cupy import _launch, _plan_forward, _plan_slices, _plan_tiles, _steps
 from gspn2_cupy._arrays import data_type
-from gspn2_cupy._plan import ForwardScan, Layout
+from gspn2_cupy._plan import Layout, LineScan
 from gspn2_cupy._plan_slices import Slices
 from gspn2_cupy._plan_tiles import Tiles
 from gspn2_cupy.reference import ALL_DIRECTIONS
@@ -67,7 +67,7 @@ def layouts_of(name, case):
 def scan_of(direction, layouts):
     """What planners take."""
     x, weight, lam, h = layouts
-    return ForwardScan(direction, None, x, weight, lam, None, h, None)
+    return LineScan(direction, None, x, weight, lam, None, h, None)
 
 
 def tiles_of(plan):
@@ -87,7 +87,7 @@ def near(tiles, chance):
 def candidates(limits, name, case, direction, tries, named=()):
     """Shapes and their plans: the planned one first."""
     scan = scan_of(direction, layouts_of(name, case))
-    planned = _plan_forward.line_scan_forward(limits, scan)
+    planned = _plan_forward.line_scan(limits, scan)
     yield "planned", planned
     for tiles in named:
         plan = _plan_tiles.tiles_plan(limits, tiles, scan)

@@ -39,6 +39,13 @@ struct Scan {
   long long batch, channels, channels_per_group, lines, width, chunk, along;
 
   __device__ __forceinline__ long long pixels() const { return batch * channels * lines * width; }
+
+  // The first line that has none before it, where lines are counted from the scan's start; an adjoint starts at the other end and
+  // crosses the same seams. Then every `chunk` lines.
+  __device__ __forceinline__ long long first_restart(bool adjoint, bool has_first) const {
+    if (adjoint) return lines - (lines - 1) / chunk * chunk;
+    return has_first ? chunk : 0;
+  }
 };
 
 // A pixel, found by its number among Scan::pixels(), for kernels that look at every pixel for itself.
@@ -74,7 +81,7 @@ struct Geometry {
   Scan scan;
   Bands bands;
   Runs runs;
-  Image x, lam, h, dh, g, dx, dlam;
+  Image x, lam, h, g, dx, dlam;
   Taps weight, dweight;
   Line first, last;  // the state before the first line and after the last, or their gradients
 };

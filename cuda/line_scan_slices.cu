@@ -16,8 +16,9 @@
 // where a piece is a whole vector of 16 bytes, vectors change places, in another way from period to period, so that eight
 // lanes, of eight rows, do so at any length.
 // Bytes moved: x, λ, h once, three weights once per pixel and channel (SHARED: per block).
-// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE, ALONG, REVERSED, HAS_LAM, ROWS, RAGGED (the last lane has fewer),
-// CHANNELS, SHARED, GROUP, STAGES. What follows from sizes and addresses alone comes with the launch: geometry.runs.
+// ADJOINT = 1: the same for g[t] = dh[t] + A[t+1]ᵀ·g[t+1], its mirror image (scan_lane.cuh), with dh for x and g for h.
+// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE, ADJOINT, ALONG, REVERSED, HAS_LAM, ROWS, RAGGED (the last lane has
+// fewer), CHANNELS, SHARED, GROUP, STAGES. What follows from sizes and addresses alone comes with the launch: geometry.runs.
 #include "geometry.cuh"
 #include "primitives.cuh"
 #include "scan_lane.cuh"
@@ -185,8 +186,8 @@ struct Lines {
   }
 
   // Scan one of them, counted by address.
-  __device__ __forceinline__ void advance(const Lane& lane, State (&state)[CHANNELS][ROWS], int k,
-                                          bool restarts) const {
+  __device__ __forceinline__ void advance(const Lane& lane, State (&state)[CHANNELS][ROWS],
+                                          Pack<RESULT, PACK> (&result)[CHANNELS][PACKS], int k, bool restarts) const {
     State weights[3][ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
@@ -195,13 +196,15 @@ struct Lines {
     }
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
-      State signal[ROWS];
+      State line[ROWS];
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
-        signal[r] = x[c][r / ACROSS].widened(k + r % ACROSS);
-        if (HAS_LAM) signal[r] *= lam[c][r / ACROSS].widened(k + r % ACROSS);
+        line[r] = x[c][r / ACROSS].widened(k + r % ACROSS);
+        if (HAS_LAM) line[r] *= lam[c][r / ACROSS].widened(k + r % ACROSS);
       }
-      scan_line<RAGGED != 0>(state[c], weights, signal, restarts, lane.has_above, lane.has_below, lane.exist);
+      scan_line<ADJOINT, RAGGED>(state[c], weights, line, restarts, lane.has_above, lane.has_below, lane.exist);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) result[c][r / ACROSS].value[k + r % ACROSS] = narrow<RESULT>(line[r]);
     }
   }
 };
@@ -209,12 +212,12 @@ struct Lines {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
-    line_scan_slices(const SCALAR* x,       // [B, C, T, I]
+    line_scan_slices(const SCALAR* x,       // [B, C, T, I]; adjoint: dh
                      const WEIGHT* weight,  // [B, G, 3, T, I]
                      const SCALAR* lam,     // [B, C, T, I] or null: 1
-                     const State* h0,       // [B, C, I] or null: no previous line
-                     RESULT* h,             // [B, C, T, I]
-                     State* h_last,         // [B, C, I] or null
+                     const State* h0,       // [B, C, I] or null: no previous line; adjoint: dh_last or null
+                     RESULT* h,             // [B, C, T, I]; adjoint: g
+                     State* h_last,         // [B, C, I] or null; adjoint: dh0 or null
                      const Geometry geometry) {
   const Scan& scan = geometry.scan;
   const int lines = static_cast<int>(scan.lines), width = static_cast<int>(scan.width), area = lines * width;
@@ -311,7 +314,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
     __syncwarp();
 
     const int chunk = static_cast<int>(scan.chunk);
-    int restart = h0 ? chunk : 0;  // the next line without a previous one
+    int restart = static_cast<int>(scan.first_restart(ADJOINT, h0 != nullptr));  // the next line without a previous one
     const auto lowest_of = [&](int t) { return REVERSED ? lines - GROUP - t : t; };
     Lines now;
     if (AHEAD) now.read(stage, lane, lowest_of(0));
@@ -324,14 +327,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
 #pragma unroll
       for (int m = 0; m < GROUP; ++m) {
         const int k = REVERSED ? GROUP - 1 - m : m;
-        now.advance(lane, state, k, restarts(t + m));
-#pragma unroll
-        for (int c = 0; c < CHANNELS; ++c) {
-#pragma unroll
-          for (int r = 0; r < ROWS; ++r) {
-            result[c][r / ACROSS].value[k + r % ACROSS] = narrow<RESULT>(state[c][r]);
-          }
-        }
+        now.advance(lane, state, result, k, restarts(t + m));
       }
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) {

@@ -17,9 +17,11 @@
 //
 // ALONG = 1: pixels are contiguous along the scan (horizontal scans); REVERSED = 1: it runs towards lower addresses.
 // ALONG = 0: pixels are contiguous across the scan (vertical scans); lanes write h themselves.
+// ADJOINT = 1: the same for g[t] = dh[t] + A[t+1]ᵀ·g[t+1], its mirror image (scan_lane.cuh), with dh for x and g for h. What it
+// carries from line to line becomes wrong in halos as h does, a row per line.
 // Bytes moved: x, λ, h once per pixel and channel, three weights once per pixel and SETS channels; and the share
 // 2·OUTER / BLOCK_ROWS of the reads again, from L2.
-// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE (float), OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, SETS, WARPS, COPIERS,
+// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE (float), ADJOINT, OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, SETS, WARPS, COPIERS,
 // LINES, INNER, OUTER, STAGES, GROUP (lines that a lane reads at once), AHEAD (whether it reads the next ones before it computes
 // these), BLOCKS (that a multiprocessor must hold at once), CLUSTER, FETCH (bytes asked into L2 around each copy), PIECE (bytes of
 // a copy: 16, or fewer where rows are no whole vectors), RAGGED (whether a lane may have rows beyond the image).
@@ -52,12 +54,12 @@ __device__ __forceinline__ State opened(Word word) {
 #endif
 
 extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
-    line_scan_tiles(const SCALAR* x,       // [B, C, T, I]
+    line_scan_tiles(const SCALAR* x,       // [B, C, T, I]; adjoint: dh
                     const WEIGHT* weight,  // [B, G, 3, T, I]
                     const SCALAR* lam,     // [B, C, T, I] or null: 1
-                    const State* h0,       // [B, C, I] or null: no previous line
-                    RESULT* h,             // [B, C, T, I]
-                    State* h_last,         // [B, C, I] or null
+                    const State* h0,       // [B, C, I] or null: no previous line; adjoint: dh_last or null
+                    RESULT* h,             // [B, C, T, I]; adjoint: g
+                    State* h_last,         // [B, C, I] or null; adjoint: dh0 or null
                     Word* mail,            // [blocks, BOX_WORDS] zeros, or null: a cluster or one band
                     const Geometry geometry) {
   const Scan& scan = geometry.scan;
@@ -164,6 +166,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     if (OUTER && bands > 1 && (row0 < OUTER || row0 >= OUTER + band_rows)) {
       take = mail + set * OUTER + (row0 < OUTER ? row0 : BOXES * BOX_STEP + row0 - OUTER - band_rows);
     }
+    const long long first_restart = scan.first_restart(ADJOINT, h0 != nullptr);
     unsigned exchanges = 0;
     int box = 0;  // of this exchange, in words from box 0
     int count = 0;
@@ -185,7 +188,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
         const bool exists = scanner.exists && r < scanner.exist;
         state[r] = h0 && exists ? h0[geometry.first.at(b, c, row + r)] : State(0);
       }
-      long long restart = h0 ? scan.chunk : 0;  // the next line without a previous one
+      long long restart = first_restart;  // the next line without a previous one
       scanner.primed = false;                   // whatever it read past the last unit's end
 
       int part = 0;  // of SUB lines, of this unit, scanned so far

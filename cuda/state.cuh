@@ -35,12 +35,18 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(State value) {
   return __float2bfloat16_rn(static_cast<float>(value));
 }
 
-// a·b + c, rounded once. Always written out, so that host and device, whole and pieces, round alike.
+// a·b + c, rounded once, and a·b, rounded. Always written out, so that host and device, whole and pieces, round alike.
 __device__ __forceinline__ float multiply_add(float a, float b, float c) {
   return fmaf(a, b, c);
 }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) {
   return fma(a, b, c);
+}
+__device__ __forceinline__ float multiply(float a, float b) {
+  return __fmul_rn(a, b);
+}
+__device__ __forceinline__ double multiply(double a, double b) {
+  return __dmul_rn(a, b);
 }
 
 }  // namespace gspn2

@@ -78,18 +78,18 @@ struct Scanner {
 
   __device__ __forceinline__ void advance(const Group& group, Pack<RESULT, PACK> (&result)[PACKS], int m,
                                           bool restarts) {
-    State taps[3][ROWS], signal[ROWS];
+    State taps[3][ROWS], line[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
       const int p = Group::pack(r, m), k = Group::element(r, m);
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) taps[tap][r] = group.taps[tap][p].widened(k);
-      signal[r] = group.signal[p].widened(k);
-      if (HAS_LAM) signal[r] *= group.scale[p].widened(k);
+      line[r] = group.signal[p].widened(k);
+      if (HAS_LAM) line[r] *= group.scale[p].widened(k);
     }
-    scan_line<RAGGED>(state, taps, signal, restarts, has_above, has_below, exist);
+    scan_line<ADJOINT, RAGGED>(state, taps, line, restarts, has_above, has_below, exist);
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) result[Group::pack(r, m)].value[Group::element(r, m)] = narrow<RESULT>(state[r]);
+    for (int r = 0; r < ROWS; ++r) result[Group::pack(r, m)].value[Group::element(r, m)] = narrow<RESULT>(line[r]);
   }
 
   // Along the scan: leave h for the copying warps.

@@ -16,8 +16,8 @@ import gspn2_cupy
 from gspn2_cupy import _launch
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case, call, make_arrays
-from gspn2_cupy._plan import ForwardScan, KernelSpec, Layout
-from gspn2_cupy._plan_forward import line_scan_forward
+from gspn2_cupy._plan import OPPOSITE, KernelSpec, Layout, LineScan
+from gspn2_cupy._plan_forward import line_scan
 from gspn2_cupy._warmup import array_without_memory
 from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
 
@@ -254,15 +254,18 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
 def _shapes(
     limits: Any, dtype: str, operation: str, slices: Slices, size: Size, direction: str, lam: bool
 ) -> Iterator[Any]:
-    """Yield types and shape of what forward scans launch: alone, for a backward that recomputes h, or in a unit."""
+    """Yield types and shape of what scans launch: alone, in a backward that recomputes h, or in a unit."""
     kind = data_type(dtype)
     assert kind is not None
     image = _image(slices, size, direction)
     x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
-    for weight, h in dict.fromkeys([(state, state)] if operation == UNIT else [(x, x), (x, state)]):
-        plan = line_scan_forward(limits, forward_scan(image, slices[2], direction, lam, x, weight, h))
+    types = [(state, state)] if operation == UNIT else [(x, x), (x, state)]
+    scans = [forward_scan(image, slices[2], direction, lam, x, weight, h) for weight, h in dict.fromkeys(types)]
+    scans.append(adjoint_scan(image, slices[2], OPPOSITE[direction], x, types[0][0], state))
+    for scan in scans:
+        plan = line_scan(limits, scan)
         pieces = [each for each in plan.spec.defines if each[0] in ("PIECE", "RAGGED")]
-        yield weight, h, shape_of(plan.spec, plan.cooperative), *pieces
+        yield scan.weight.c_name, scan.h.c_name, shape_of(plan.spec, plan.cooperative), *pieces
 
 
 def _image(slices: Slices, size: Size, direction: str) -> tuple[int, int, int, int]:
@@ -275,7 +278,7 @@ Type = tuple[str, int]  # its name in C, and its size
 
 def forward_scan(
     shape: tuple[int, ...], groups: int, direction: str, lam: bool, x: Type, weight: Type, h: Type
-) -> ForwardScan:
+) -> LineScan:
     """Describe a forward scan of arrays without gaps."""
 
     def layout(shape: tuple[int, ...], kind: Type) -> Layout:
@@ -283,7 +286,12 @@ def forward_scan(
         return Layout(shape, strides, *kind)
 
     image, taps = layout(shape, x), layout((shape[0], groups, 3, *shape[2:]), weight)
-    return ForwardScan(direction, None, image, taps, image if lam else None, None, layout(shape, h), None)
+    return LineScan(direction, None, image, taps, image if lam else None, None, layout(shape, h), None)
+
+
+def adjoint_scan(shape: tuple[int, ...], groups: int, direction: str, dh: Type, weight: Type, g: Type) -> LineScan:
+    """Describe an adjoint of arrays without gaps, which visits lines in a direction."""
+    return replace(forward_scan(shape, groups, direction, False, dh, weight, g), adjoint=True)
 
 
 AXES = (ALL_DIRECTIONS[:2], ALL_DIRECTIONS[2:])

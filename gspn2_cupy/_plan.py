@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from gspn2_cupy.reference import HORIZONTAL, REVERSED
+from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL, REVERSED
+
+OPPOSITE = dict(zip(ALL_DIRECTIONS, (ALL_DIRECTIONS[k] for k in (1, 0, 3, 2)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ BANDS = np.dtype(_struct("count", "rows", "units"))
 RUNS = np.dtype(_struct("images", "taps", "turn", "rounds"))
 GEOMETRY = np.dtype(
     [("scan", SCAN), ("bands", BANDS), ("runs", RUNS)]
-    + [(name, IMAGE) for name in ("x", "lam", "h", "dh", "g", "dx", "dlam")]
+    + [(name, IMAGE) for name in ("x", "lam", "h", "g", "dx", "dlam")]
     + [(name, TAPS) for name in ("weight", "dweight")]
     + [(name, LINE) for name in ("first", "last")]
 )
@@ -198,13 +200,14 @@ def total_bytes(*layouts: Layout | None) -> int:
 
 
 @dataclass(frozen=True)
-class ForwardScan:
-    """One direction forward, h[t] = A[t]·h[t-1] + λ[t]·x[t], as planners see it.
+class LineScan:
+    """One direction, h[t] = A[t]·h[t-1] + λ[t]·x[t], as planners see it; or its adjoint, g[t] = dh[t] + A[t+1]ᵀ·g[t+1].
 
-    ``weight`` and ``h`` may be in the state's type.
+    The adjoint is a scan in the opposite direction, with dh for x, g for h, and dh_last and dh0 for h0 and h_last.
+    ``weight`` and ``h`` may be in the state's type; the adjoint's ``x``, too.
     """
 
-    direction: str
+    direction: str  # in which lines are visited
     chunk: int | None
     x: Layout
     weight: Layout
@@ -212,6 +215,7 @@ class ForwardScan:
     h0: Layout | None
     h: Layout
     h_last: Layout | None
+    adjoint: bool = False
 
     @property
     def along(self) -> bool:
@@ -248,18 +252,24 @@ class ForwardScan:
         """Definitions of the arrays' types."""
         return (("SCALAR", self.x.c_name), ("WEIGHT", self.weight.c_name), ("RESULT", self.h.c_name))
 
+    @property
+    def vectors(self) -> tuple[int, ...]:
+        """Elements of x, weights and h that 16 bytes hold."""
+        return tuple(16 // layout.itemsize for layout in (self.x, self.weight, self.h))
+
     def geometry(self) -> Any:
         """Return the struct that tells a kernel of the arrays."""
         arrays = {"x": self.x, "weight": self.weight, "lam": self.lam, "first": self.h0, "h": self.h}
         return scan_geometry(self.direction, self.chunk, self.x, self.groups, arrays | {"last": self.h_last})
 
 
-def line_scan_forward(scan: ForwardScan) -> LaunchPlan:
-    """Plan the plain kernel, which takes any forward scan."""
+def plain_line_scan(scan: LineScan) -> LaunchPlan:
+    """Plan the plain kernels, which take any scan."""
     state = state_name(scan.x.c_name)
     shared_bytes, tile = _scan_block(state)
+    entry, types = ("line_scan_adjoint", scan.types[:2]) if scan.adjoint else ("line_scan_forward", scan.types)
     return LaunchPlan(
-        spec=KernelSpec("line_scan_forward.cu", "line_scan_forward", scan.types + tile),
+        spec=KernelSpec(f"{entry}.cu", entry, types + tile),
         grid=(scan.slices, 1, 1),
         block=(SCAN_THREADS, 1, 1),
         shared_bytes=shared_bytes,
@@ -267,34 +277,6 @@ def line_scan_forward(scan: ForwardScan) -> LaunchPlan:
         workspace=2 * scan.slices * scan.width,
         bytes_moved=scan.bytes,
         reason=_scan_reason(scan.width, SCAN_LINES[state]),
-    )
-
-
-def line_scan_adjoint(
-    direction: str,
-    chunk: int | None,
-    dh: Layout,
-    weight: Layout,
-    dh_last: Layout | None,
-    g: Layout,
-    dh0: Layout | None,
-) -> LaunchPlan:
-    """Plan g[t] = dh[t] + A[t+1]ᵀ·g[t+1]; ``g`` is in the state's type."""
-    arrays = {"dh": dh, "weight": weight, "last": dh_last, "g": g, "first": dh0}
-    geometry = scan_geometry(direction, chunk, dh, weight.shape[1], arrays)
-    state = state_name(dh.c_name)
-    shared_bytes, tile = _scan_block(state)
-    slices, width = dh.shape[0] * dh.shape[1], int(geometry["scan"]["width"])
-    types = (("SCALAR", dh.c_name), ("WEIGHT", weight.c_name))
-    return LaunchPlan(
-        spec=KernelSpec("line_scan_adjoint.cu", "line_scan_adjoint", types + tile),
-        grid=(slices, 1, 1),
-        block=(SCAN_THREADS, 1, 1),
-        shared_bytes=shared_bytes,
-        geometry=geometry,
-        workspace=2 * slices * width,
-        bytes_moved=total_bytes(dh, weight, dh_last, g, dh0),
-        reason=_scan_reason(width, SCAN_LINES[state]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which kernel runs a forward line scan, and in which shape, as measured (docs/optimization_log.md).
+"""Which kernel runs a line scan, forward or adjoint, and in which shape, as measured (docs/optimization_log.md).
 
 Small slices lie in shared memory as a whole (``_plan_slices``); larger ones go through a ring of tiles
 (``_plan_tiles``), fastest where rows are whole vectors of 16 bytes. The plain kernel takes float64, images whose pixels
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gspn2_cupy import _plan
-from gspn2_cupy._plan import DeviceLimits, ForwardScan, LaunchPlan
+from gspn2_cupy._plan import DeviceLimits, LaunchPlan, LineScan
 from gspn2_cupy._plan_slices import BESIDE_SHARED, Slices, bytes_of_block, slices_plan
 from gspn2_cupy._plan_tiles import Tiles, piece_bytes, tiles_plan
 
@@ -23,8 +23,8 @@ LANES = 32
 WARPS = (4, 2, 1)  # that may share weights in a block of the kernel for small slices
 
 
-def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
-    """Plan a forward scan on a device."""
+def line_scan(limits: DeviceLimits, scan: LineScan) -> LaunchPlan:
+    """Plan a scan on a device."""
     if limits.compute_capability >= ASYNCHRONOUS_COPIES:
         piece = piece_bytes(scan)
         tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and piece > 0
@@ -41,13 +41,13 @@ def line_scan_forward(limits: DeviceLimits, scan: ForwardScan) -> LaunchPlan:
                 plan = tiles_plan(limits, tiles, scan, _reason(tiles, scan.width))
                 if plan is not None:
                     return plan
-    return _plan.line_scan_forward(scan)
+    return _plan.plain_line_scan(scan)
 
 
 # --- whole slices in shared memory ------------------------------------------------------------------------------------
 
 
-def _widest_slice(scan: ForwardScan) -> int:
+def _widest_slice(scan: LineScan) -> int:
     """Rows up to which slices in shared memory beat tiles, where both can be had."""
     shared, short = scan.groups < scan.x.shape[1], scan.x.itemsize == 2
     if scan.along:
@@ -60,7 +60,7 @@ class _Dealer:
     """Deals the slices of a scan out to warps and blocks."""
 
     limits: DeviceLimits
-    scan: ForwardScan
+    scan: LineScan
 
     @property
     def shared(self) -> bool:
@@ -99,7 +99,7 @@ class _Dealer:
         return -(-self.blocks(slices) // self.limits.multiprocessors)
 
 
-def _slices(limits: DeviceLimits, scan: ForwardScan, enough: int) -> Iterator[Slices]:
+def _slices(limits: DeviceLimits, scan: LineScan, enough: int) -> Iterator[Slices]:
     """Yield shapes, best first; in one round those of which a multiprocessor holds ``enough`` warps."""
     deal = _Dealer(limits, scan)
     if rows_of_lane(scan) > 4:
@@ -135,14 +135,14 @@ def _in_rounds(deal: _Dealer, single: Slices) -> Iterator[Slices]:
         yield min(fitting, key=lambda slices: (scans(slices), few[slices], preferred.index(slices.rounds)))
 
 
-def rows_of_lane(scan: ForwardScan) -> int:
+def rows_of_lane(scan: LineScan) -> int:
     """Return how many rows of a slice a lane carries."""
     rows = 1 << max(0, (scan.width - 1).bit_length() - 5)
     pairs = scan.groups < scan.x.shape[1] and scan.x.itemsize == 2 and not scan.along and scan.width % 2 == 0
     return 2 if pairs and rows == 1 else rows  # a pair is read by one instruction
 
 
-def warps_in_rounds(scan: ForwardScan) -> tuple[int, ...]:
+def warps_in_rounds(scan: LineScan) -> tuple[int, ...]:
     """Return how many warps a block that works in rounds may have; none where that was never seen to pay."""
     shared = scan.groups < scan.x.shape[1]
     if rows_of_lane(scan) > 2 or not (shared or scan.along):
@@ -152,7 +152,7 @@ def warps_in_rounds(scan: ForwardScan) -> tuple[int, ...]:
     return (2, 4) if not scan.along and scan.x.itemsize == 2 else (4, 8)
 
 
-def carried_channels(scan: ForwardScan) -> int:
+def carried_channels(scan: LineScan) -> int:
     """Return how many channels a lane carries, whose weights it reads once: two where slices are very small."""
     return 2 if scan.width <= 8 and scan.groups < scan.x.shape[1] and scan.x.itemsize == 2 else 1
 
@@ -160,7 +160,7 @@ def carried_channels(scan: ForwardScan) -> int:
 # --- tiles ------------------------------------------------------------------------------------------------------------
 
 
-def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
+def _tiles(limits: DeviceLimits, scan: LineScan) -> Iterator[Tiles]:
     """Yield shapes, best first; each also with less memory, for smaller devices."""
     per_group = scan.x.shape[1] // scan.groups
     # Warps that share staged weights pay where weights are many of the bytes read from L2: most in the 16-bit types.
@@ -180,7 +180,7 @@ def _tiles(limits: DeviceLimits, scan: ForwardScan) -> Iterator[Tiles]:
             sets //= 2
 
 
-def _light(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, piece: int) -> bool:
+def _light(limits: DeviceLimits, tiles: Tiles, scan: LineScan, piece: int) -> bool:
     """Tell whether a shape leaves registers for copies in pieces, which take more of them, most those of two bytes.
 
     What is left out here spilled when it was compiled, in some of the types and pieces.
@@ -202,7 +202,7 @@ def _light(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, piece: int) ->
 # tiles want it. In the 16-bit types so many rows are on their way at once that 256 bytes of each are too many for L2.
 
 
-def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]:
+def _along(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     """Shapes for horizontal scans."""
     across, slices, vector = scan.width, scan.slices, 16 // scan.x.itemsize
     short = vector == 8
@@ -228,7 +228,7 @@ def _along(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles
         yield Tiles(2, pair if short else 1, warps, 4, lines, inner, 16, 4, vector, fetch=128 if short else 256)
 
 
-def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Iterator[Tiles]:
+def _cheapest_along(limits: DeviceLimits, scan: LineScan, pair: int) -> Iterator[Tiles]:
     """Shapes for horizontal scans of wide slices in the 16-bit types, cheapest first.
 
     A block takes about as long as it holds rows, times what a row of its shape was measured to cost; blocks that do not
@@ -269,7 +269,7 @@ def _cheapest_along(limits: DeviceLimits, scan: ForwardScan, pair: int) -> Itera
             yield tiles
 
 
-def _down(limits: DeviceLimits, scan: ForwardScan, sets: int) -> Iterator[Tiles]:
+def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     """Shapes for vertical scans."""
     across, slices, vector = scan.width, scan.slices, 16 // scan.x.itemsize
     short, pair = vector == 8, min(sets, 2)
@@ -321,7 +321,7 @@ def _has_clusters(limits: DeviceLimits) -> bool:
     return CLUSTERS[0] <= limits.compute_capability < CLUSTERS[1]
 
 
-def _copiers(limits: DeviceLimits, scan: ForwardScan, best: int) -> int:
+def _copiers(limits: DeviceLimits, scan: LineScan, best: int) -> int:
     """Return how many warps copy: the best number, or four where it was not measured or registers are too few.
 
     These weights and h of the state's type fill, and on sm_80 others, too.

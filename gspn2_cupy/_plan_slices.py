@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gspn2_cupy._plan import DeviceLimits, ForwardScan, KernelSpec, LaunchPlan, Layout, definitions, state_name
+from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, Layout, LineScan, definitions, state_name
 from gspn2_cupy.reference import REVERSED
 
 BESIDE_SHARED = 1024  # bytes of shared memory that each block costs a multiprocessor besides its own
@@ -33,7 +33,7 @@ class Slices:
         return min(self.rounds, 2)
 
 
-def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
+def slices_plan(limits: DeviceLimits, slices: Slices, scan: LineScan, reason: str = "") -> LaunchPlan | None:
     """Plan the kernel for small images in a given shape; None if it does not fit the device or the arrays."""
     x, weight = scan.x, scan.weight
     if limits.compute_capability < (8, 0) or not all(layout.in_runs for layout in (*scan.images, weight)):
@@ -67,6 +67,7 @@ def slices_plan(limits: DeviceLimits, slices: Slices, scan: ForwardScan, reason:
     taps_run = (3 * area if groups > 1 else 0) if shared else 3 * next_warp
     defines = {
         "STATE": state_name(x.c_name),
+        "ADJOINT": int(scan.adjoint),
         "ALONG": int(along),
         "REVERSED": int(scan.direction in REVERSED),
         "HAS_LAM": int(scan.lam is not None),
@@ -98,7 +99,7 @@ def turn_of(step: int) -> int:
     return -(-(1 << 32) // math.lcm(step, 8))
 
 
-def bytes_of_block(slices: Slices, scan: ForwardScan) -> int:
+def bytes_of_block(slices: Slices, scan: LineScan) -> int:
     """Return the shared memory of a block."""
     area, shared = scan.x.shape[2] * scan.x.shape[3], scan.groups < scan.x.shape[1]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gspn2_cupy._plan import DeviceLimits, ForwardScan, KernelSpec, LaunchPlan, Layout, definitions, span
+from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, Layout, LineScan, definitions, span
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Tiles:
     inner: int  # rows that a warp shares with each neighbour in its block; 0: it has none
     outer: int  # rows that a block shares with each neighbour; 0: a block holds whole slices
     stages: int  # tiles in the ring
-    group: int  # lines a lane loads at once; across the scan only: along it, those of 16 bytes of x
+    group: int  # lines a lane loads at once; across the scan only: along it, those of 16 bytes
     ahead: bool = True  # whether a lane loads the next group before it computes this one
     cluster: int = 1  # blocks of a cluster, which then holds a slice; 1: bands meet through global memory
     fetch: int = 256  # bytes asked into L2 around each copy
@@ -37,7 +37,7 @@ class Tiles:
         return 32 * (self.warps * self.sets + self.copiers)
 
 
-def piece_bytes(scan: ForwardScan) -> int:
+def piece_bytes(scan: LineScan) -> int:
     """Return by how many bytes the arrays' rows can be copied: 16, 8, 4 or 2.
 
     0 where pixels are apart, or memory runs backwards: to the kernel an address before an array's is nowhere.
@@ -58,24 +58,24 @@ def _steps_of(array: Layout) -> Iterator[int]:
     yield from (stride for size, stride in zip(array.shape[:-2], array.strides[:-2], strict=True) if size > 1)
 
 
-def _consistent(tiles: Tiles, along: bool, group: int) -> bool:
+def _consistent(tiles: Tiles, scan: LineScan, group: int) -> bool:
     """Tell whether lanes, groups, tiles and halos fit into each other: what the kernel's static_asserts ask for."""
     part = math.gcd(tiles.lines, tiles.inner, tiles.outer)  # lines scanned between two meetings
-    slot_vectors = tiles.lines // group
+    slot_vectors = tiles.lines // min(scan.vectors)
     return (
         (tiles.inner == 0) == (tiles.warps == 1)
         and tiles.inner % tiles.rows == tiles.outer % tiles.rows == 0
         and (tiles.inner == 0 or tiles.outer % tiles.inner == 0)
         and part % group == 0
         and 2 * tiles.inner < 32 * tiles.rows
-        and not (along and (slot_vectors > 8 or 32 * tiles.copiers % (8 * slot_vectors)))
+        and not (scan.along and (slot_vectors > 8 or 32 * tiles.copiers % (8 * slot_vectors)))
         and not (tiles.cluster > 1 and tiles.outer == 0)
         and tiles.threads <= 1024
         and tiles.stages >= 2
     )
 
 
-def shared_bytes_of(tiles: Tiles, scan: ForwardScan) -> int:
+def shared_bytes_of(tiles: Tiles, scan: LineScan) -> int:
     """Return the shared memory of a block: the ring, the rows that warps exchange, the words of a cluster."""
     x, weight, h = scan.x, scan.weight, scan.h
     images = 1 if scan.lam is None else 2
@@ -87,10 +87,10 @@ def shared_bytes_of(tiles: Tiles, scan: ForwardScan) -> int:
     return tiles.stages * stage + beside + edges + words
 
 
-def _registers(tiles: Tiles, scan: ForwardScan, offset: int) -> int:
+def _registers(tiles: Tiles, scan: LineScan, offset: int) -> int:
     """Return about how many registers a thread needs: for a group of lines, or for the vectors it copies."""
     x, weight = scan.x, scan.weight
-    elements = tiles.rows * (16 // x.itemsize if scan.along else tiles.group)
+    elements = tiles.rows * (max(scan.vectors) if scan.along else tiles.group)
     group = elements * (3 * weight.itemsize + (1 if scan.lam is None else 2) * x.itemsize) // 4
     if not scan.along and tiles.group > 4:
         group += elements * scan.h.itemsize // 4  # the results of fewer lines fit into what everything else takes
@@ -102,14 +102,14 @@ def _registers(tiles: Tiles, scan: ForwardScan, offset: int) -> int:
     return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + beside + pieces + 48 + 4 * offset, 255)
 
 
-def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: str = "") -> LaunchPlan | None:
+def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str = "") -> LaunchPlan | None:
     """Plan the tile kernel in a given shape; None if it does not fit the device, or into itself."""
-    x, weight, h, along, width = scan.x, scan.weight, scan.h, scan.along, scan.width
+    weight, along, width = scan.weight, scan.along, scan.width
     units = scan.slices // tiles.sets
     offset = 4 if all(span(array) < 2**31 for array in (*scan.images, weight)) else 8
-    group = 16 // x.itemsize if along else tiles.group
+    group = max(scan.vectors) if along else tiles.group
     piece = piece_bytes(scan)
-    if piece == 0 or not _consistent(tiles, along, group):
+    if piece == 0 or not _consistent(tiles, scan, group):
         return None
     shared = shared_bytes_of(tiles, scan)
     registers = _registers(tiles, scan, offset)
@@ -130,7 +130,7 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: st
         return None
     if tiles.outer:
         count = -(-width // owned) if tiles.cluster == 1 else tiles.cluster
-        step = math.lcm(tiles.rows, 1 if along else 16 // min(x.itemsize, weight.itemsize, h.itemsize))
+        step = math.lcm(tiles.rows, 1 if along else max(scan.vectors))
         band_rows = math.ceil(width / count / step) * step
         if band_rows > owned or band_rows < tiles.outer:
             return None
@@ -154,6 +154,7 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: ForwardScan, reason: st
         return None
     defines = {
         "STATE": "float",
+        "ADJOINT": int(scan.adjoint),
         "OFFSET": "int" if offset == 4 else "long long",
         "ALONG": int(along),
         "REVERSED": int(scan.direction == "right_to_left"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def hand_through(line: Array, given: Array | None) -> None:
 
 
 def scan_workspace(launcher: _launch.Launcher, plan: _plan.LaunchPlan, state: DataType) -> tuple[Array | None, ...]:
-    """Return what a forward scan's kernel takes behind its arrays."""
+    """Return what a scan's kernel takes behind its arrays."""
     if plan.spec.entry == "line_scan_slices":
         return ()
     if plan.spec.entry == "line_scan_tiles":
@@ -103,14 +104,14 @@ def scan(
 
 def scan_plan(launcher: _launch.Launcher, direction: str, chunk: int | None, *arrays: Array | None) -> _plan.LaunchPlan:
     """Plan one direction of x, weight, λ, h0, h and h_last."""
-    plan: _plan.LaunchPlan = planned(_plan_scan, (launcher.limits, direction, chunk), *arrays)
+    plan: _plan.LaunchPlan = planned(_plan_scan, (launcher.limits, direction, chunk, False), *arrays)
     return plan
 
 
 def _plan_scan(
-    limits: _plan.DeviceLimits, direction: str, chunk: int | None, *layouts: _plan.Layout
+    limits: _plan.DeviceLimits, direction: str, chunk: int | None, adjoint: bool, *layouts: Any
 ) -> _plan.LaunchPlan:
-    return _plan_forward.line_scan_forward(limits, _plan.ForwardScan(direction, chunk, *layouts))
+    return _plan_forward.line_scan(limits, replace(_plan.LineScan(direction, chunk, *layouts), adjoint=adjoint))
 
 
 def adjoint(
@@ -124,9 +125,12 @@ def adjoint(
     chunk: int | None,
 ) -> None:
     """Run one direction backwards into ``g`` and ``dh0``."""
-    plan = planned(_plan.line_scan_adjoint, (direction, chunk), dh, weight, dh_last, g, dh0)
-    lines = launcher.empty((plan.workspace,), g.dtype)
-    _launch.run(launcher, plan, dh, weight, dh_last, g, dh0, lines)
+    lam = None
+    arrays: tuple[Array | None, ...] = (dh, weight, lam, dh_last, g, dh0)
+    plan = planned(_plan_scan, (launcher.limits, _plan.OPPOSITE[direction], chunk, True), *arrays)
+    if plan.spec.entry == "line_scan_adjoint":  # the plain kernel, which knows no λ
+        arrays = (dh, weight, dh_last, g, dh0)
+    _launch.run(launcher, plan, *arrays, *scan_workspace(launcher, plan, type_of(g)))
 
 
 def gradients(

@@ -64,15 +64,23 @@ def test_every_kernel_is_compiled(architecture):
 def test_what_check_launches_is_of_types_that_are_compiled(architecture):
     """Which kernels there are is found in two ways: for a user's check, and for what is compiled here."""
     launched = {(made.spec.entry, types_of(made)) for made in checked_specialisations(architecture)}
-    known = {tuple(name for name, _ in types) for types in _types()}
-    for entry in ("line_scan_forward", "line_scan_slices", "line_scan_tiles"):
+    known = {(*(kind[0] for kind in types), str(int(adjoint))) for *types, adjoint in _types()}
+    for entry in ("line_scan_slices", "line_scan_tiles"):
         assert {types for name, types in launched if name == entry} <= known
+    plain = {types for name, types in launched if name == "line_scan_forward"}
+    assert plain <= {types[:3] for types in known}
     tuned = {types for name, types in launched if name == "line_scan_slices"}
-    assert tuned >= {(x, x, x) for x in ("float", "double", "__half", "__nv_bfloat16")} | {("__half", "float", "float")}
+    assert tuned >= {(x, x, x, "0") for x in ("float", "double", "__half", "__nv_bfloat16")}
+    assert tuned >= {
+        ("__half", "float", "float", "0"),
+        ("__half", "__half", "float", "1"),
+        ("float", "float", "float", "1"),
+    }
 
 
 def types_of(made):
-    return tuple(dict(made.spec.defines).get(name) for name in ("SCALAR", "WEIGHT", "RESULT"))
+    defines = dict(made.spec.defines)
+    return tuple(defines[name] for name in ("SCALAR", "WEIGHT", "RESULT", "ADJOINT") if name in defines)
 
 
 def test_every_data_type_and_option_is_found():

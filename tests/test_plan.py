@@ -16,7 +16,7 @@ from helpers import BACKWARDS, DTYPES, HORIZONTAL, Recorder, make_scan, make_uni
 import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _device, _launch, _plan, _plan_pixels, _plan_projection
 from gspn2_cupy._arrays import data_type
-from gspn2_cupy._plan import ForwardScan, Layout
+from gspn2_cupy._plan import Layout, LineScan
 
 MOST_BLOCKS = 2**31 - 1
 every_direction = pytest.mark.parametrize("direction", ALL_DIRECTIONS)
@@ -44,8 +44,8 @@ def all_plans(dtype, direction, shape, groups, *, chunk=None):
     line = layout((*shape[:2], height if direction in HORIZONTAL else width), state)
     matrix, bias = layout((shape[1], shape[1]), dtype), layout((shape[1],), dtype)  # to as many channels
     plans = [
-        _plan.line_scan_forward(ForwardScan(direction, chunk, x, weight, x, line, x, line)),
-        _plan.line_scan_adjoint(direction, chunk, x, weight, line, g, line),
+        _plan.plain_line_scan(LineScan(direction, chunk, x, weight, x, line, x, line)),
+        _plan.plain_line_scan(LineScan(_plan.OPPOSITE[direction], chunk, x, weight, None, line, g, line, adjoint=True)),
         _plan.line_scan_gradients(direction, chunk, groups, g, x, x, x, line, x, x, weight),
         _plan_pixels.normalize(direction, "sigmoid", weight, weight),
         _plan_pixels.normalize_backward(direction, "softmax", weight, weight, weight),
@@ -202,7 +202,7 @@ def test_neighbouring_threads_touch_neighbouring_addresses(direction, order):
     strides = (4800, 1200, 40, 1) if order == "rows are contiguous" else (4800, 1200, 1, 30)
     x = dataclasses.replace(layout_of(array), strides=strides)
     weight = layout((2, 1, 3, 30, 40))
-    plan = _plan.line_scan_forward(ForwardScan(direction, None, x, weight, None, None, x, None))
+    plan = _plan.plain_line_scan(LineScan(direction, None, x, weight, None, None, x, None))
     assert plan.geometry["scan"]["along"] == ((direction in HORIZONTAL) == (order == "rows are contiguous"))
 
 
@@ -311,9 +311,9 @@ def test_launches_of_a_unit():
     assert backward == 4 * [
         "normalize",
         "merge",  # dh
-        "line_scan_adjoint",
+        "line_scan_slices",  # g
         "merge",  # dx
-        "line_scan_slices",
+        "line_scan_slices",  # h
         "merge",  # du
         "merge_gradient_partials",
         "merge_gradient",
@@ -335,7 +335,7 @@ def test_launches_of_the_compact_unit():
         "projection",  # dq
         *unit,  # q and the hidden lines
         *gradient,
-        *["normalize", "merge", "line_scan_adjoint", "merge", "merge"],  # dh, dx, du
+        *["normalize", "merge", "line_scan_slices", "merge", "merge"],  # dh, g, dx, du
         *["merge_gradient_partials", "merge_gradient", "line_scan_gradients", "normalize_backward"],
         *["projection"] * 3,  # dp, a term for each of logits, λ and u
         "projection",  # dx
@@ -366,8 +366,8 @@ def test_only_what_is_needed_is_launched():
     assert launched() == []
     assert launched("u") == ["merge"]
     assert launched("merge") == ["merge_gradient_partials", "merge_gradient"]
-    assert launched("x") == ["normalize", "merge", "line_scan_adjoint", "merge"]
-    assert launched("lam") == ["normalize", "merge", "line_scan_adjoint", "line_scan_gradients"]
+    assert launched("x") == ["normalize", "merge", "line_scan_slices", "merge"]
+    assert launched("lam") == ["normalize", "merge", "line_scan_slices", "line_scan_gradients"]
 
 
 @every_dtype
@@ -412,8 +412,8 @@ def test_printed_when_asked(monkeypatch, capsys):
     lines = captured.err.splitlines()
     assert len(lines) == device.launches - before
     assert [line.partition("<")[0] for line in lines] == [
-        "line_scan_adjoint",
-        "line_scan_slices",
+        "line_scan_slices",  # g
+        "line_scan_slices",  # h
         "line_scan_gradients",
     ]
 

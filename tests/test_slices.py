@@ -1,4 +1,4 @@
-"""The kernel for small images in every way it can deal them out, forced one by one: the plain kernel's bits."""
+"""The kernel for small images in every way it can deal them out, forced one by one: the plain kernels' bits."""
 
 import ml_dtypes
 import numpy as np
@@ -56,6 +56,18 @@ CASES = {
         True,
     ),
     "too many lines to be read ahead": ((16, 100), (1, 2), 1, BFLOAT16, SAME, (4, 1, 1, 1), 12, True, True),
+    "x and h unrounded": ((12, 24), (2, 5), 1, FLOAT32, (BFLOAT16, None), (1, 1, 2, 1), 5, True, False),
+    "x and h unrounded, rounds, two rows in a lane": (
+        (14, 36),
+        (1, 10),
+        1,
+        FLOAT32,
+        (FLOAT16, None),
+        (2, 1, 2, 1, 2),
+        None,
+        True,
+        True,
+    ),
     "three vectors in a row": ((12, 5), (1, 7), 7, FLOAT32, SAME, (1, 1, 1, 3), 5, True, True),
 }
 # All cases before any comes again in another direction: whoever stops at the first failure comes to it soon.
@@ -85,20 +97,23 @@ def spread(array, channels):
     return view
 
 
-def both(launcher, case, arrays, direction, line, state, laid_out=lambda h: h):
-    """Run the kernel for small images and the plain one; return their h and h_last."""
+def both(launcher, case, arrays, direction, line, state, laid_out=lambda h: h, adjoint=False):
+    """Run the kernel for small images and a plain one; return their h and h_last."""
     kind, (_, result), slices, chunk = CASES[case][3:7]
+    if adjoint:
+        result = state
     answers = []
     for forced in (True, False):
         h, h_last = laid_out(launcher.empty(arrays[0].shape, result or kind)), launcher.empty(line, state)
-        scan = _plan.ForwardScan(direction, chunk, *map(_steps.optional_layout, (*arrays, h, h_last)))
+        scan = _plan.LineScan(direction, chunk, *map(_steps.optional_layout, (*arrays, h, h_last)), adjoint=adjoint)
         if forced:
             plan = _plan_slices.slices_plan(launcher.limits, Slices(*slices), scan)
             assert plan is not None, f"{case} does not fit"
             _launch.run(launcher, plan, *arrays, h, h_last)
         else:
-            plan = _plan.line_scan_forward(scan)
-            _launch.run(launcher, plan, *arrays, h, h_last, launcher.empty((plan.workspace,), state))
+            plan = _plan.plain_line_scan(scan)
+            taken = [*arrays[:2], arrays[3]] if adjoint else arrays  # the plain adjoint knows no λ
+            _launch.run(launcher, plan, *taken, h, h_last, launcher.empty((plan.workspace,), state))
         answers.append((h, h_last))
     return answers
 
@@ -113,6 +128,18 @@ def test_emulated(case, direction, schedule):
     assert np.isfinite(plain.astype(np.float64)).all()
     assert h.tobytes() == plain.tobytes()
     assert h_last.tobytes() == plain_last.tobytes()
+
+
+@pytest.mark.parametrize(("case", "direction"), ALL_CASES)
+def test_emulated_adjoint(case, direction):
+    require()
+    x, weight, _, h0, line, state = arrays_of(case, direction)
+    with emulated(seed=5, schedule="random", detect=True, async_copies="random") as device:
+        results = both(device, case, [x, weight, None, h0], direction, line, state, adjoint=True)
+    (g, dh0), (plain, plain_dh0) = results
+    assert np.isfinite(plain).all() and np.isfinite(plain_dh0).all()
+    assert g.tobytes() == plain.tobytes()
+    assert dh0.tobytes() == plain_dh0.tobytes()
 
 
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
@@ -131,12 +158,15 @@ def test_emulated_every_array_has_a_layout_of_its_own(case, direction):
 @pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU: {NO_GPU}")
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("case", CASES)
-def test_on_a_gpu(case, direction):
+@pytest.mark.parametrize("adjoint", [False, True], ids=["forward", "adjoint"])
+def test_on_a_gpu(case, direction, adjoint):
     import cupy
 
     *arrays, line, state = arrays_of(case, direction)
+    if adjoint:
+        arrays[2] = None
     arrays = [None if array is None else cupy.asarray(array) for array in arrays]
     launcher = _launch.cupy_launcher(cupy.cuda.Device().id)
-    (h, h_last), (plain, plain_last) = both(launcher, case, arrays, direction, line, state)
+    (h, h_last), (plain, plain_last) = both(launcher, case, arrays, direction, line, state, adjoint=adjoint)
     assert cupy.asnumpy(h).tobytes() == cupy.asnumpy(plain).tobytes()
     assert cupy.asnumpy(h_last).tobytes() == cupy.asnumpy(plain_last).tobytes()

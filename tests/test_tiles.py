@@ -1,4 +1,4 @@
-"""The tile kernel in every way it can lie over a slice, forced one by one: bit for bit what the plain kernel gives."""
+"""The tile kernel in every way it can lie over a slice, forced one by one: bit for bit what the plain kernels give."""
 
 import dataclasses
 
@@ -146,6 +146,24 @@ CASES = {
         None,
         True,
     ),
+    "x and h in the state's type": (  # as adjoints have them
+        (1, 4, 160, 160),
+        2,
+        FLOAT32,
+        (BFLOAT16, None),
+        (2, 2, 2, 2, 16, 8, 8, 2, 8),
+        None,
+        True,
+    ),
+    "x and h in the state's type, pieces of 4 bytes": (
+        (2, 3, 66, 70),
+        1,
+        FLOAT32,
+        (FLOAT16, None),
+        (2, 1, 2, 2, 32, 8, 0, 2, 8, False),
+        20,
+        True,
+    ),
     "h and weights in the state's type": (
         (1, 4, 160, 160),
         2,
@@ -164,8 +182,10 @@ ALL_CASES = [(case, ALL_DIRECTIONS[(k + turn) % 4]) for turn in range(4) for k, 
 SMALL_DEVICE = ("bands, unit after unit", *(case for case in CASES if case.startswith("from unit to unit")))
 
 
-def arrays_of(shape, groups, kind, weight_kind, direction, chunk, h0):
+def arrays_of(shape, groups, kind, weight_kind, direction, chunk, h0, adjoint=False):
     """Random x, weight, lam and h0, with NaN for every weight that must not be used; and the shape of a line.
+
+    An adjoint knows no lam, and comes from the other end: it uses no weights of a line before a restart.
 
     The weights carry nearly all of a line one way across in the first half of the scan, the other way in the second: so
     what is wrong at the edge of a halo of 32 rows, and gets out of it, is large enough to be seen.
@@ -180,17 +200,18 @@ def arrays_of(shape, groups, kind, weight_kind, direction, chunk, h0):
     lines(weight, direction, 0, length // 2)[:, :, 0] += weight_kind.type(0.8)
     lines(weight, direction, length // 2, length)[:, :, 2] += weight_kind.type(0.8)
     unused = outside(weight.shape, direction)
-    for start in range(0, length, chunk or length):
-        if start > 0 or not h0:
-            lines(unused, direction, start, start + 1)[...] = True
+    restarts = [start for start in range(0, length, chunk or length) if start > 0 or not (h0 or adjoint)]
+    for start in restarts:
+        line = length - 1 - start if adjoint else start
+        lines(unused, direction, line, line + 1)[...] = True
     weight[unused] = np.nan
     line = generator.standard_normal((batch, channels, height if direction in HORIZONTAL else width)).astype("f4")
-    return x, weight, lam, line if h0 else None, line.shape
+    return x, weight, None if adjoint else lam, line if h0 else None, line.shape
 
 
-def case_arrays(case, direction):
+def case_arrays(case, direction, adjoint=False):
     shape, groups, kind, (weight_kind, _), _, chunk, h0 = CASES[case]
-    return arrays_of(shape, groups, kind, weight_kind, direction, chunk, h0)
+    return arrays_of(shape, groups, kind, weight_kind, direction, chunk, h0, adjoint)
 
 
 def spread(array, rows, columns):
@@ -212,15 +233,17 @@ def both(
     case=None,
     laid_out=lambda h: h,
     offset=None,
+    adjoint=False,
 ):
-    """Run the tile kernel, maybe with another type of offsets, and the plain one; return their h and h_last."""
+    """Run the tile kernel, maybe with another type of offsets, and a plain one; return their h and h_last."""
     results, limits = [], launcher.limits
     if case in SMALL_DEVICE:
-        limits = dataclasses.replace(limits, multiprocessors=1)
+        shared = limits.shared_bytes_per_multiprocessor // (1 + adjoint)  # without λ twice as many blocks would fit
+        limits = dataclasses.replace(limits, multiprocessors=1, shared_bytes_per_multiprocessor=shared)
     for forced in (True, False):
         h = laid_out(launcher.empty(arrays[0].shape, result_kind or arrays[0].dtype))
         h_last = launcher.empty(line_shape, np.float32)
-        scan = _plan.ForwardScan(direction, chunk, *map(_steps.optional_layout, (*arrays, h, h_last)))
+        scan = _plan.LineScan(direction, chunk, *map(_steps.optional_layout, (*arrays, h, h_last)), adjoint=adjoint)
         if forced:
             plan = _plan_tiles.tiles_plan(limits, tiles, scan)
             assert plan is not None, f"{tiles} does not fit"
@@ -235,9 +258,10 @@ def both(
                 assert plan.grid[0] * units_of_block < units * bands
             workspace = launcher.zeros((plan.workspace,), np.uint64) if plan.workspace else None
         else:
-            plan = _plan.line_scan_forward(scan)
+            plan = _plan.plain_line_scan(scan)
             workspace = launcher.empty((plan.workspace,), np.float32)
-        _launch.run(launcher, plan, *arrays, h, h_last, workspace)
+        taken = arrays if forced or not adjoint else [*arrays[:2], arrays[3]]  # the plain adjoint knows no λ
+        _launch.run(launcher, plan, *taken, h, h_last, workspace)
         results.append((h, h_last))
     return results
 
@@ -255,6 +279,27 @@ def test_emulated(case, direction, schedule):
     assert np.isfinite(plain.astype(np.float32)).all()
     assert h.tobytes() == plain.tobytes()
     assert h_last.tobytes() == plain_last.tobytes()
+
+
+@pytest.mark.parametrize(("case", "direction"), ALL_CASES)
+def test_emulated_adjoint(case, direction):
+    require()
+    chunk, tiles = CASES[case][5], tiles_of_adjoint(case, direction)
+    *arrays, line_shape = case_arrays(case, direction, adjoint=True)
+    with emulated(seed=5, schedule="random", detect=True, async_copies="random") as device:
+        results = both(device, arrays, direction, chunk, tiles, line_shape, FLOAT32, case, adjoint=True)
+    (g, dh0), (plain, plain_dh0) = results
+    assert np.isfinite(plain).all() and np.isfinite(plain_dh0).all()
+    assert g.tobytes() == plain.tobytes()
+    assert dh0.tobytes() == plain_dh0.tobytes()
+
+
+def tiles_of_adjoint(case, direction):
+    """The same tiles for a g in float32: rows are twice as many vectors, which two warps copy, and take more memory."""
+    tiles = Tiles(*CASES[case][4])
+    sets = 1 if case == "a cluster of 3, refreshed within a tile" else tiles.sets
+    odd = tiles.copiers % 2 if direction in HORIZONTAL else 0
+    return dataclasses.replace(tiles, sets=sets, copiers=tiles.copiers + odd)
 
 
 @pytest.mark.parametrize("direction", ["right_to_left", "top_to_bottom"])
@@ -335,16 +380,20 @@ def test_emulated_slow_warps_find_what_their_neighbours_sent(direction, shape):
 @pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU: {NO_GPU}")
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("case", CASES)
-def test_on_a_gpu(case, direction):
+@pytest.mark.parametrize("adjoint", [False, True], ids=["forward", "adjoint"])
+def test_on_a_gpu(case, direction, adjoint):
     import cupy
 
     (_, result_kind), sizes, chunk = CASES[case][3:6]
-    *arrays, line_shape = case_arrays(case, direction)
+    tiles = Tiles(*sizes)
+    if adjoint:
+        result_kind, tiles = FLOAT32, tiles_of_adjoint(case, direction)
+    *arrays, line_shape = case_arrays(case, direction, adjoint)
     arrays = [None if array is None else cupy.asarray(array) for array in arrays]
     launcher = _launch.cupy_launcher(cupy.cuda.Device().id)
     for _ in range(20):  # timing differs from run to run; bits must not
         (h, h_last), (plain, plain_last) = both(
-            launcher, arrays, direction, chunk, Tiles(*sizes), line_shape, result_kind, case
+            launcher, arrays, direction, chunk, tiles, line_shape, result_kind, case, adjoint=adjoint
         )
         assert cupy.asnumpy(h).tobytes() == cupy.asnumpy(plain).tobytes()
         assert cupy.asnumpy(h_last).tobytes() == cupy.asnumpy(plain_last).tobytes()

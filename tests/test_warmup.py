@@ -108,7 +108,11 @@ def test_empty_images_launch_nothing(device, shape):
 def test_takes_no_memory_for_the_arrays(device):
     # over 8 TB in each array of several directions: far beyond what a host has
     gspn2_cupy.warmup((64, 512, 8192, 8192), "float32", normalize="sigmoid", progress=False)
-    assert {"line_scan_tiles", "line_scan_adjoint", "normalize"} <= entries(device)
+    assert {"line_scan_tiles", "line_scan_gradients", "normalize"} <= entries(device)
+    assert {dict(spec.defines).get("ADJOINT") for spec in device._kernels if spec.entry == "line_scan_tiles"} == {
+        "0",
+        "1",
+    }
 
 
 def test_its_arrays_refuse_to_be_written():

@@ -34,15 +34,15 @@ COPIED = ("cuda", "gspn2_cupy", "tests", "tools", "pyproject.toml")
 SECONDS = 900  # a mutant that takes longer hangs
 LEAST = 0.95
 
-FORWARD = ("tests/test_plain_forward.py", "tests/test_line_scan.py", "tests/test_pieces.py")
-BACKWARD = ("tests/test_line_scan_backward.py", "tests/test_pieces.py")
+FORWARD = ("tests/test_plain.py", "tests/test_line_scan.py", "tests/test_pieces.py")
+BACKWARD = ("tests/test_plain.py", "tests/test_line_scan_backward.py", "tests/test_pieces.py")
 TILES = ("tests/test_tiles.py", "tests/test_aligned_images.py", "tests/test_pieces.py")
 SLICES = ("tests/test_slices.py", "tests/test_line_scan.py", "tests/test_pieces.py")
 WEIGHTS, UNIT = ("tests/test_normalize.py",), ("tests/test_propagate.py",)
 COMPACT = ("tests/test_compact.py",)
 EVERY = (
     "tests/test_line_scan.py",
-    "tests/test_plain_forward.py",
+    "tests/test_plain.py",
     "tests/test_line_scan_backward.py",
     *WEIGHTS,
     *UNIT,

@@ -2,7 +2,7 @@
 
 They are not written down anywhere. They are collected by making the calls themselves, on arrays without memory, for
 many shapes and all options, through a launcher that only writes down what it is asked to launch. To them come all that
-the planner of forward scans can choose: those of the kernel for small slices in every way it can deal slices out, and
+the planner of scans can choose: those of the kernel for small slices in every way it can deal slices out, and
 those of the tile kernel for every width, number of slices and sharing of weights at which it was seen to choose
 another.
 """
@@ -13,14 +13,14 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import gspn2_cupy
 from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan, _plan_forward, _plan_slices, _warmup
 from gspn2_cupy._check_choice import Type, candidates, forward_scan, run_without_memory
-from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan
+from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, LineScan
 from gspn2_cupy.reference import HORIZONTAL
 
 KIB = 1024
@@ -139,13 +139,12 @@ def specialisations(architecture: int) -> tuple[Specialisation, ...]:
 
 
 def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
-    """Return what calls launch on the GPU of an architecture, and all that its forward scans can."""
+    """Return what calls launch on the GPU of an architecture, and all that its scans can."""
     seen = {made.spec: made for made in specialisations(architecture)}
     limits, _ = GPUS[architecture]
-    for x, weight, h in _types():
-        plain = _plan.line_scan_forward(forward_scan((1, 4, 7, 9), 1, "left_to_right", True, x, weight, h))
-        plans = itertools.chain([plain], _all_of_slices(limits, x, weight, h), _all_of_tiles(limits, x, weight, h))
-        for plan in plans:
+    for types in _types():
+        plain = _plan.plain_line_scan(_scan_of((1, 4, 7, 9), 1, "left_to_right", not types.adjoint, types))
+        for plan in itertools.chain([plain], _all_of_slices(limits, types), _all_of_tiles(limits, types)):
             made = seen.setdefault(plan.spec, Specialisation(plan.spec))
             made.threads.add(plan.block[0])
             made.shared_bytes = max(made.shared_bytes, plan.shared_bytes)
@@ -154,21 +153,37 @@ def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
     return _in_order(seen)
 
 
-def _types() -> Iterator[tuple[Type, Type, Type]]:
-    """Yield the types of x, weights and h that a forward scan may have: the last two may be of the state's type."""
+class Types(NamedTuple):
+    """Types of the arrays of a scan, and whether it is an adjoint."""
+
+    x: Type
+    weight: Type
+    h: Type
+    adjoint: bool
+
+
+def _types() -> Iterator[Types]:
+    """Yield those that a scan may have: weights and h may be of the state's type; g of an adjoint is, and dh may be."""
     for name in DTYPES:
         kind = kind_of(name)
         x, state = ((each.c_name, each.itemsize) for each in (kind, kind.state))
-        for weight, h in dict.fromkeys(((x, x), (x, state), (state, x), (state, state))):
-            yield x, weight, h
+        pairs = dict.fromkeys(((x, x), (x, state), (state, x), (state, state)))
+        for weight, h in pairs:
+            yield Types(x, weight, h, adjoint=False)
+        for dh, weight in pairs:
+            yield Types(dh, weight, state, adjoint=True)
 
 
-def _all_of_slices(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iterator[LaunchPlan]:
+def _scan_of(shape: tuple[int, ...], groups: int, direction: str, has_lam: bool, types: Types) -> LineScan:
+    return replace(forward_scan(shape, groups, direction, has_lam, *types[:3]), adjoint=types.adjoint)
+
+
+def _all_of_slices(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
     """Plan the kernel for small slices in every way: one to four rows in a lane, one to eight lines read at once."""
     for across, lines, groups in itertools.product((8, 7, 20, 19, 40, 39, 100, 99), (16, 12, 14, 7), (1, 4)):
-        for has_lam, direction in itertools.product((True, False), ALL_DIRECTIONS):
+        for has_lam, direction in itertools.product(_lam(types), ALL_DIRECTIONS):
             size = (across, lines) if direction in HORIZONTAL else (lines, across)
-            scan = forward_scan((1, 4, *size), groups, direction, has_lam, x, weight, h)
+            scan = _scan_of((1, 4, *size), groups, direction, has_lam, types)
             carried, rows = _plan_forward.carried_channels(scan), _plan_forward.rows_of_lane(scan)
             in_rounds = _plan_forward.warps_in_rounds(scan) if carried == 1 else ()
             dealt = [(warps, 1) for warps in (_plan_forward.WARPS if groups == 1 else (1,))]
@@ -178,12 +193,16 @@ def _all_of_slices(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iter
                     yield plan
 
 
-def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Iterator[LaunchPlan]:
+def _lam(types: Types) -> tuple[bool, ...]:
+    return (False,) if types.adjoint else (True, False)
+
+
+def _all_of_tiles(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
     """Plan the tile kernel over its range: a plan depends on width, number of slices, sharing, λ and offsets."""
-    if x[1] == 8:
+    if types.x[1] == 8:
         return
     for direction in ("left_to_right", "top_to_bottom"):
-        along, vector = direction in HORIZONTAL, 16 // x[1]
+        along, vector = direction in HORIZONTAL, 16 // min(types.x[1], types.weight[1])
         sizes = []  # widths, lengths, slices
         for across in ACROSS:
             # None: as many elements as an int cannot count; narrow slices are small or long
@@ -192,12 +211,12 @@ def _all_of_tiles(limits: DeviceLimits, x: Type, weight: Type, h: Type) -> Itera
                 sizes.append((across, lengths, SLICES))
         sizes += [(across, (*BROKEN_LENGTHS, None) if along else (64, None), BROKEN_SLICES) for across in BROKEN]
         for across, lengths, numbers in sizes:
-            for slices, per_group, has_lam, length in itertools.product(numbers, (1, 2, 4), (True, False), lengths):
+            for slices, per_group, has_lam, length in itertools.product(numbers, (1, 2, 4), _lam(types), lengths):
                 lines = length or 2**31 // (slices * per_group * across) // 8 * 8 + 16
                 size = (across, lines) if along else (lines, across)
                 shape = (slices, per_group, *size)
-                scan = forward_scan(shape, 1, direction, has_lam, x, weight, h)
-                plan = _plan_forward.line_scan_forward(limits, scan)
+                scan = _scan_of(shape, 1, direction, has_lam, types)
+                plan = _plan_forward.line_scan(limits, scan)
                 if plan.spec.entry == "line_scan_tiles":
                     yield plan
                     if along:  # backwards everything else is the same; upwards the kernel too

@@ -1,6 +1,6 @@
-"""The plain forward kernel, which has the whole line scan to itself where a GPU has no asynchronous copies.
+"""The plain kernels, which have the line scan and its backward to themselves where a GPU has no asynchronous copies.
 
-The planner leaves it little else, so tests of the operator on newer devices hardly reach it.
+The planner leaves them little else, so tests of the operator on newer devices hardly reach them.
 """
 
 import loops
@@ -28,6 +28,12 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_other_kernel(monkeypatch):
+    monkeypatch.delattr(_plan_forward, "tiles_plan")  # whoever plans one fails
+    monkeypatch.delattr(_plan_forward, "slices_plan")
+
+
 def unused(case, chunk):
     """True for every weight that must not be used."""
     mask = outside(case.weight.shape, case.direction)
@@ -41,10 +47,8 @@ def unused(case, chunk):
 @pytest.mark.parametrize(("size", "channels", "groups", "dtype", "chunk", "h0", "lam"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("schedule", ["random", "reverse"])
-def test_emulated(direction, schedule, size, channels, groups, dtype, chunk, h0, lam, monkeypatch):
+def test_emulated(direction, schedule, size, channels, groups, dtype, chunk, h0, lam):
     require()
-    monkeypatch.delattr(_plan_forward, "tiles_plan")  # whoever plans another kernel fails
-    monkeypatch.delattr(_plan_forward, "slices_plan")
     shape = image_shape(2, channels, size, direction)
     case = make_scan(shape, direction, dtype, groups=groups, lam=lam, h0=h0)
     dirty = case.weight.copy()
@@ -54,6 +58,25 @@ def test_emulated(direction, schedule, size, channels, groups, dtype, chunk, h0,
     truth, last_truth = loops.line_scan(case.x, case.weight, case.lam, **case.options(chunk))
     assert_close(h, truth, case.x.dtype)
     assert_close(h_last, last_truth, state_type(case.x.dtype))
+
+
+@pytest.mark.parametrize(("size", "channels", "groups", "dtype", "chunk", "h0", "lam"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("schedule", ["random", "reverse"])
+def test_emulated_backward(direction, schedule, size, channels, groups, dtype, chunk, h0, lam):
+    require()
+    shape = image_shape(2, channels, size, direction)
+    case = make_scan(shape, direction, dtype, groups=groups, lam=lam, h0=h0, dh_last=h0)
+    dirty = case.weight.copy()
+    dirty[unused(case, chunk)] = np.nan
+    options = case.options(chunk) | {"dh_last": case.dh_last}
+    with emulated(seed=4, schedule=schedule, detect=True, limits=OLDER) as device:
+        grads = gspn2_cupy.line_scan_backward(case.dh, case.x, dirty, case.lam, **options)
+        assert "line_scan_adjoint" in {spec.entry for spec in device._kernels}
+    truth = loops.line_scan_backward(case.dh, case.x, case.weight, case.lam, None, **options)
+    for name, actual, expected in zip(grads._fields, grads, truth, strict=True):
+        if expected is not None:
+            assert_close(actual, expected, state_type(case.x.dtype) if name == "h0" else case.x.dtype)
 
 
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
