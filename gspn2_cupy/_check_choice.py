@@ -163,7 +163,7 @@ class Sweep:
     broken: tuple[int, ...] = (1, 2)
     across: tuple[int, ...] = tuple(map(int, ACROSS.split()))
     narrow: tuple[int, ...] = (2, 3, 5, 6, 33, 50, 64)  # and long
-    narrow_broken: tuple[int, ...] = (70, 91, 122)  # likewise, of broken vectors: too long for whole slices
+    narrow_broken: tuple[int, ...] = (41, 70, 91, 122)  # likewise, of broken vectors: too long for whole slices
     many_lines: int = 1200
     small: tuple[int, ...] = (7, 12, 19, 20, 39, 40, 65, 68)  # and few lines, one to eight of which are read at once
     few_lines: tuple[int, ...] = (7, 6, 12, 8)
@@ -228,15 +228,15 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
     by_size: dict[int, list[str]] = {}
     for dtype in dtypes:
         by_size.setdefault(data_type(dtype).itemsize, []).append(dtype)  # type: ignore[union-attr]
-    sorts = [(LINE_SCAN, of_size) for of_size in by_size.values()]
-    sorts += [(UNIT, by_size[size]) for size in by_size if size == 2]  # weights and h in the state's type
+    sorts = [(LINE_SCAN, False, of_size) for of_size in by_size.values()]
+    sorts += [(UNIT, logits, by_size[2]) for logits in (True, False) if 2 in by_size]  # arrays of the state's type
     known: set[Any] = set()
     for slices, size in sweep.sizes(limits.multiprocessors):
         if math.prod(slices[:2]) * math.prod(size) > MOST_ELEMENTS:
             continue
-        for (operation, of_size), axis, lam in itertools.product(sorts, AXES, (True, False)):
-            shapes = _shapes(limits, of_size[0], operation, slices, size, axis[0], lam)
-            found = {(operation, of_size[0], lam, shape) for shape in shapes}
+        for (operation, logits, of_size), axis, lam in itertools.product(sorts, AXES, (True, False)):
+            shapes = _shapes(limits, of_size[0], operation, logits, slices, size, axis[0], lam)
+            found = {(operation, logits, of_size[0], lam, shape) for shape in shapes}
             if known.issuperset(found):
                 continue
             known |= found
@@ -245,24 +245,29 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
             for dtype in (*of_size[turn:], *of_size[:turn]):
                 if operation == UNIT:
                     image = _image(slices, size, axis[0])
-                    yield False, Case(UNIT, dtype, image, slices[2], axis, lam=lam, normalize="sigmoid")
+                    weights = {"normalize": "sigmoid"} if logits else {"merge": True}
+                    yield False, Case(UNIT, dtype, image, slices[2], axis, lam=lam, **weights)
                 else:
                     for direction in axis:
                         yield False, _scan(number, dtype, slices, size, direction, lam)
 
 
 def _shapes(
-    limits: Any, dtype: str, operation: str, slices: Slices, size: Size, direction: str, lam: bool
+    limits: Any, dtype: str, operation: str, logits: bool, slices: Slices, size: Size, direction: str, lam: bool
 ) -> Iterator[Any]:
-    """Yield types and shape of what scans launch: alone, in a backward that recomputes h, or in a unit."""
+    """Yield types and shape of what scans launch: alone, in a backward that recomputes h, or in a unit.
+
+    In a unit h is of the state's type, and so are weights from logits and, with merge, dh.
+    """
     kind = data_type(dtype)
     assert kind is not None
     image = _image(slices, size, direction)
     x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
-    types = [(state, state)] if operation == UNIT else [(x, x), (x, state)]
-    scans = [forward_scan(image, slices[2], direction, lam, x, weight, h) for weight, h in dict.fromkeys(types)]
-    scans.append(adjoint_scan(image, slices[2], OPPOSITE[direction], x, types[0][0], state))
-    for scan in scans:
+    weight, dh = state if logits else x, state if operation == UNIT and not logits else x
+    scans = [forward_scan(image, slices[2], direction, lam, x, weight, h) for h in dict.fromkeys((x, state))]
+    if operation == UNIT:
+        scans = scans[1:]
+    for scan in (*scans, adjoint_scan(image, slices[2], OPPOSITE[direction], dh, weight, state)):
         plan = line_scan(limits, scan)
         pieces = [each for each in plan.spec.defines if each[0] in ("PIECE", "RAGGED")]
         yield scan.weight.c_name, scan.h.c_name, shape_of(plan.spec, plan.cooperative), *pieces
