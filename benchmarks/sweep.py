@@ -1,6 +1,6 @@
 """Try shapes of the tile kernel and of the kernel for small images near those that are planned, on a GPU.
 
-python -m benchmarks.sweep [--shapes NAME …] [--cases "bfloat16 SH" …] [--tries 40] [--seconds 60] [--output FILE.json]
+python -m benchmarks.sweep [--shapes NAME …] [--cases "bfloat16 SH" …] [--adjoint] [--tries 40] [--seconds 60]
 python -m benchmarks.sweep --shapes batch_1k --cases "bfloat16 SH" --tiles 4,2,2,4,32,8,32,2,8,0,1,64 …
 
 Tiles are random changes of the planned ones, or, in the order of the fields of `Tiles`, those that are named. Each
@@ -24,7 +24,7 @@ from benchmarks.gpu import opened
 from benchmarks.runner import command_line, commit, machine
 from gspn2_cupy import _launch, _plan_forward, _plan_slices, _plan_tiles, _steps
 from gspn2_cupy._arrays import data_type
-from gspn2_cupy._plan import Layout, LineScan
+from gspn2_cupy._plan import Layout, LineScan, total_bytes
 from gspn2_cupy._plan_slices import Slices
 from gspn2_cupy._plan_tiles import Tiles
 from gspn2_cupy.reference import ALL_DIRECTIONS
@@ -47,27 +47,27 @@ STEPS = {  # values that a field of Tiles is tried with
 }
 
 
-def layouts_of(name, case):
-    """The layouts of x, weight, λ and h."""
+def layouts_of(name, case, adjoint=False):
+    """The layouts of x, weight, λ and h; of an adjoint dh, weight, none and g, which is of the state's type."""
     dtype, sharing = case.split()
     kind = data_type(dtype)
     batch, channels, height, width = shape = SHAPES[name][0]
     groups = channels if sharing == "PC" else 1
 
-    def layout(*shape):
+    def layout(shape, kind=kind):
         strides = [1]
         for size in shape[:0:-1]:
             strides.insert(0, strides[0] * size)
         return Layout(shape, tuple(strides), kind.c_name, kind.itemsize)
 
-    x = layout(*shape)
-    return x, layout(batch, groups, 3, height, width), x, x
+    x, weight = layout(shape), layout((batch, groups, 3, height, width))
+    return (x, weight, None, layout(shape, kind.state)) if adjoint else (x, weight, x, x)
 
 
-def scan_of(direction, layouts):
+def scan_of(direction, layouts, adjoint=False):
     """What planners take."""
     x, weight, lam, h = layouts
-    return LineScan(direction, None, x, weight, lam, None, h, None)
+    return LineScan(direction, None, x, weight, lam, None, h, None, adjoint)
 
 
 def tiles_of(plan):
@@ -84,9 +84,9 @@ def near(tiles, chance):
     return tiles if tiles.warps > 1 else dataclasses.replace(tiles, inner=0)
 
 
-def candidates(limits, name, case, direction, tries, named=()):
+def candidates(limits, name, case, direction, adjoint, tries, named=()):
     """Shapes and their plans: the planned one first."""
-    scan = scan_of(direction, layouts_of(name, case))
+    scan = scan_of(direction, layouts_of(name, case, adjoint), adjoint)
     planned = _plan_forward.line_scan(limits, scan)
     yield "planned", planned
     for tiles in named:
@@ -131,22 +131,26 @@ def compile_one(plan):
     _launch.CupyKernel(plan.spec, None).prepare(0, plan.cooperative)
 
 
-def sweep(gpu, name, case, direction, tried, deadline):
+def sweep(gpu, name, case, direction, adjoint, tried, deadline):
     """Time the candidates of a case; return a record for each, fastest first."""
-    launcher, (dtype, _) = _launch.cupy_launcher(0), case.split()
-    x, weight, *_ = layouts_of(name, case)
-    moved = 3 * x.bytes + weight.bytes
+    launcher, kind = _launch.cupy_launcher(0), data_type(case.split()[0])
+    layouts = layouts_of(name, case, adjoint)
+    moved = total_bytes(*layouts)
     count = gpu.sets_for(moved)
-    sets = [
-        [gpu.random(what, layout.shape, dtype, 10 * s + k) for k, (what, layout) in enumerate(inputs)]
-        for s in range(count)
-        for inputs in [[("x", x), ("weight", weight), ("lam", x), ("h", x)]]
-    ]
+
+    def made(what, layout, seed):
+        if layout is None:
+            return None
+        same = layout.c_name == kind.c_name
+        return gpu.random(what, layout.shape, (kind if same else kind.state).numpy_dtype.name, seed)
+
+    inputs = list(zip(("x", "weight", "lam", "h"), layouts, strict=True))
+    sets = [[made(*each, 10 * s + k) for k, each in enumerate(inputs)] for s in range(count)]
     copy, expected, records = gpu.copy(moved).median, None, []
     for label, plan in tried:
         if time.monotonic() > deadline:
             break
-        workspace = _steps.scan_workspace(launcher, plan, data_type(dtype).state)
+        workspace = _steps.scan_workspace(launcher, plan, kind.state)
 
         def run(s, plan=plan, workspace=workspace):
             for words in workspace:
@@ -165,7 +169,7 @@ def sweep(gpu, name, case, direction, tried, deadline):
             print(f"  failed: {label}: {type(error).__name__}: {error}", flush=True)
             continue
         records.append(
-            {"shape": name, "case": case, "direction": direction, "tiles": label, "same": same}
+            {"shape": name, "case": case, "direction": direction, "adjoint": adjoint, "tiles": label, "same": same}
             | {"us": timing.median * 1e6, "score": copy / timing.median, "grid": plan.grid[0], "copy_us": copy * 1e6}
             | {"shared_bytes": plan.shared_bytes}
         )
@@ -178,13 +182,14 @@ def main():
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--directions", nargs="+", default=list(DIRECTIONS), choices=ALL_DIRECTIONS)
+    parser.add_argument("--adjoint", action="store_true", help="of the backward, which walks in these directions")
     parser.add_argument("--tries", type=int, default=40, help="random shapes of the tile kernel for each case")
     parser.add_argument("--tiles", type=tiles_from, nargs="+", default=(), help="or these")
     parser.add_argument("--seconds", type=float, default=60, help="time limit for all timing")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     limits = _launch.cupy_launcher(0).limits
-    cases = list(itertools.product(options.shapes, options.cases, options.directions))
+    cases = list(itertools.product(options.shapes, options.cases, options.directions, [options.adjoint]))
     chosen = {case: list(candidates(limits, *case, options.tries, options.tiles)) for case in cases}
     plans = list({(plan.spec, plan.cooperative): plan for tried in chosen.values() for _, plan in tried}.values())
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
