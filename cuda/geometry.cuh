@@ -81,9 +81,19 @@ struct Geometry {
   Scan scan;
   Bands bands;
   Runs runs;
-  Image x, lam, h, g, dx, dlam;
-  Taps weight, dweight;
+  Image x, lam, h;
+  Taps weight;
   Line first, last;  // the state before the first line and after the last, or their gradients
+};
+
+// Of line_scan_gradients.cu.
+struct GradientsGeometry {
+  Scan scan;
+  Image g, x, lam, h, dx, dlam;
+  Line first;
+  Taps dweight;
+  long long blocks_across, blocks_down;  // of an image: side by side on rows in memory, and down the rows
+  long long groups, run;                 // of an image's channels, and how many of a group's a thread has
 };
 
 // Of normalize.cu and normalize_backward.cu: `scan` has a channel for each group.

@@ -123,8 +123,8 @@ BANDS = np.dtype(_struct("count", "rows", "units"))
 RUNS = np.dtype(_struct("images", "taps", "turn", "rounds"))
 GEOMETRY = np.dtype(
     [("scan", SCAN), ("bands", BANDS), ("runs", RUNS)]
-    + [(name, IMAGE) for name in ("x", "lam", "h", "g", "dx", "dlam")]
-    + [(name, TAPS) for name in ("weight", "dweight")]
+    + [(name, IMAGE) for name in ("x", "lam", "h")]
+    + [("weight", TAPS)]
     + [(name, LINE) for name in ("first", "last")]
 )
 
@@ -277,44 +277,6 @@ def plain_line_scan(scan: LineScan) -> LaunchPlan:
         workspace=2 * scan.slices * scan.width,
         bytes_moved=scan.bytes,
         reason=_scan_reason(scan.width, SCAN_LINES[state]),
-    )
-
-
-def line_scan_gradients(
-    direction: str,
-    chunk: int | None,
-    groups: int,
-    g: Layout,
-    x: Layout,
-    lam: Layout | None,
-    h: Layout | None,
-    h0: Layout | None,
-    dx: Layout | None,
-    dlam: Layout | None,
-    dweight: Layout | None,
-) -> LaunchPlan:
-    """Plan dx, dλ and dw from g."""
-    arrays = {"g": g, "x": x, "lam": lam, "h": h, "first": h0, "dx": dx, "dlam": dlam, "dweight": dweight}
-    batch, _, height, width = x.shape
-    return LaunchPlan(
-        spec=KernelSpec(
-            "line_scan_gradients.cu",
-            "line_scan_gradients",
-            (
-                ("SCALAR", x.c_name),
-                ("WEIGHT", x.c_name if dweight is None else dweight.c_name),
-                ("RESULT", x.c_name if h is None else h.c_name),
-                ("STATE", state_name(x.c_name)),
-                ("THREADS", str(PIXEL_THREADS)),
-            ),
-        ),
-        grid=(-(-batch * groups * height * width // PIXEL_THREADS), 1, 1),
-        block=(PIXEL_THREADS, 1, 1),
-        shared_bytes=0,
-        geometry=scan_geometry(direction, chunk, x, groups, arrays),
-        workspace=0,
-        bytes_moved=total_bytes(g, x if dlam is not None else None, lam, h, h0, dx, dlam, dweight),
-        reason="a thread per pixel of a group, channels summed in order",
     )
 
 

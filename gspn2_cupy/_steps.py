@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gspn2_cupy import _launch, _plan, _plan_forward, _plan_pixels, _plan_projection
+from gspn2_cupy import _launch, _plan, _plan_forward, _plan_gradients, _plan_pixels, _plan_projection
 from gspn2_cupy._arrays import DataType, address, data_type
 
 Array = Any
@@ -149,7 +149,7 @@ def gradients(
 ) -> None:
     """Compute those of ``dx``, ``dlam`` and ``dweight`` that are there."""
     arrays = (g, x, lam, h, h0, dx, dlam, dweight)
-    plan = planned(_plan.line_scan_gradients, (direction, chunk, groups), *arrays)
+    plan = planned(_plan_gradients.line_scan_gradients, (direction, chunk, groups), *arrays)
     _launch.run(launcher, plan, *arrays)
 
 

@@ -14,7 +14,7 @@ from emulator import LIMITS, emulated, require
 from helpers import BACKWARDS, DTYPES, HORIZONTAL, Recorder, make_scan, make_unit
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _device, _launch, _plan, _plan_pixels, _plan_projection
+from gspn2_cupy import ALL_DIRECTIONS, _device, _launch, _plan, _plan_gradients, _plan_pixels, _plan_projection
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._plan import Layout, LineScan
 
@@ -46,7 +46,7 @@ def all_plans(dtype, direction, shape, groups, *, chunk=None):
     plans = [
         _plan.plain_line_scan(LineScan(direction, chunk, x, weight, x, line, x, line)),
         _plan.plain_line_scan(LineScan(_plan.OPPOSITE[direction], chunk, x, weight, None, line, g, line, adjoint=True)),
-        _plan.line_scan_gradients(direction, chunk, groups, g, x, x, x, line, x, x, weight),
+        _plan_gradients.line_scan_gradients(direction, chunk, groups, g, x, x, x, line, x, x, weight),
         _plan_pixels.normalize(direction, "sigmoid", weight, weight),
         _plan_pixels.normalize_backward(direction, "softmax", weight, weight, weight),
         _plan_pixels.merge(x.c_name, g, x, g, x, x),
@@ -79,15 +79,16 @@ def test_a_plan_is_a_value(dtype, direction):
 def test_a_plan_is_within_what_every_gpu_allows(dtype, direction, shape):
     for plan in all_plans(dtype, direction, shape, 1).values():
         assert 0 <= plan.shared_bytes <= _launch.STATIC_SHARED_LIMIT <= LIMITS.shared_bytes_per_block
-        assert plan.block[0] % 32 == 0
-        assert plan.block[0] <= 1024
-        assert dict(plan.spec.defines)["THREADS"] == str(plan.block[0])
+        defines, threads = dict(plan.spec.defines), math.prod(plan.block)
+        assert threads % 32 == 0
+        assert threads <= int(defines.get("MOST_THREADS", threads)) <= 1024
+        assert defines.get("THREADS", str(threads)) == str(threads)
         assert all(1 <= n <= most for n, most in zip(plan.grid, (MOST_BLOCKS, 65535, 65535), strict=True))
         assert not plan.cooperative
 
 
 def test_plans_see_no_gpu():
-    for module in (_plan, _plan_pixels, _plan_projection):
+    for module in (_plan, _plan_gradients, _plan_pixels, _plan_projection):
         assert "cupy" not in re.sub("gspn2_cupy", "", inspect.getsource(module))
 
 
@@ -122,6 +123,7 @@ def test_structs_agree_with_the_header():
     names[_plan_projection.MATRIX] = "Matrix"
     geometries = {
         _plan.GEOMETRY: "Geometry",
+        _plan_gradients.GRADIENTS_GEOMETRY: "GradientsGeometry",
         _plan_pixels.NORMALIZE_GEOMETRY: "NormalizeGeometry",
         _plan_pixels.MERGE_GEOMETRY: "MergeGeometry",
         _plan_projection.PROJECTION_GEOMETRY: "ProjectionGeometry",

@@ -36,6 +36,7 @@ LEAST = 0.95
 
 FORWARD = ("tests/test_plain.py", "tests/test_line_scan.py", "tests/test_pieces.py")
 BACKWARD = ("tests/test_plain.py", "tests/test_line_scan_backward.py", "tests/test_pieces.py")
+GRADIENTS = ("tests/test_gradients.py", "tests/test_line_scan_backward.py", "tests/test_pieces.py")
 TILES = ("tests/test_tiles.py", "tests/test_aligned_images.py", "tests/test_pieces.py")
 SLICES = ("tests/test_slices.py", "tests/test_line_scan.py", "tests/test_pieces.py")
 WEIGHTS, UNIT = ("tests/test_normalize.py",), ("tests/test_propagate.py",)
@@ -54,7 +55,7 @@ SELECTIONS = {
     "scan_tile.cuh": (*FORWARD, "tests/test_line_scan_backward.py"),
     "line_scan_forward.cu": FORWARD,
     "line_scan_adjoint.cu": BACKWARD,
-    "line_scan_gradients.cu": BACKWARD,
+    "line_scan_gradients.cu": GRADIENTS,
     "merge.cu": UNIT,
     "merge_gradient.cu": UNIT,
     "projection.cu": COMPACT,

@@ -1,0 +1,112 @@
+"""The plan of the kernel that makes the gradients of x, λ and the weights from g."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gspn2_cupy._plan import (
+    IMAGE,
+    LINE,
+    SCAN,
+    TAPS,
+    KernelSpec,
+    LaunchPlan,
+    Layout,
+    definitions,
+    scan_geometry,
+    state_name,
+    total_bytes,
+)
+from gspn2_cupy.reference import HORIZONTAL, REVERSED
+
+GRADIENTS_GEOMETRY = np.dtype(
+    [("scan", SCAN)]
+    + [(name, IMAGE) for name in ("g", "x", "lam", "h", "dx", "dlam")]
+    + [("first", LINE), ("dweight", TAPS)]
+    + [(name, "<i8") for name in ("blocks_across", "blocks_down", "groups", "run")]
+)
+PIXELS = (4, 2, 1)  # of a thread; 16 bytes of the state's type at the most, as arrays are aligned to no more
+MOST_RUNS = 16  # threads that share the channels of a group
+WARP = 32
+MOST_THREADS = WARP * MOST_RUNS  # of a block
+FILLED = 256  # threads that a block of few runs is filled up to
+ROW_BYTES = 128  # of x on a row of a block, which goes down several: they are neighbours that share lines of h
+
+
+def line_scan_gradients(
+    direction: str,
+    chunk: int | None,
+    groups: int,
+    g: Layout,
+    x: Layout,
+    lam: Layout | None,
+    h: Layout | None,
+    h0: Layout | None,
+    dx: Layout | None,
+    dlam: Layout | None,
+    dweight: Layout | None,
+) -> LaunchPlan:
+    """Plan dx, dλ and dw from g."""
+    images = {"g": g, "dx": dx, "dlam": dlam, "dweight": dweight}
+    read_for = {"x": (x, dlam), "lam": (lam, dx), "h": (h, dweight)}
+    images |= {name: image for name, (image, gradient) in read_for.items() if gradient is not None}
+    geometry = scan_geometry(direction, chunk, x, groups, images | {"first": h0}, GRADIENTS_GEOMETRY)
+    lines, width, along = (int(geometry["scan"][name]) for name in ("lines", "width", "along"))
+    vector = next(pixels for pixels in PIXELS if pixels == 1 or all(in_vectors(i, pixels) for i in images.values()))
+    if vector > 1:  # in every array rows are runs of memory
+        along = int(direction in HORIZONTAL)
+    columns, rows = (lines // vector, width) if along else (width // vector, lines)
+    channels = x.shape[1] // groups
+    run, runs = runs_of(channels)
+    across = min(WARP, ROW_BYTES // (vector * x.itemsize), power_of_two(columns))
+    lanes = min(max(WARP, FILLED // power_of_two(runs)), max(WARP, across * power_of_two(rows)))
+    down = lanes // across
+    blocks_across, blocks_down = -(-columns // across), -(-rows // down)
+    geometry["blocks_across"], geometry["blocks_down"] = blocks_across, blocks_down
+    geometry["groups"], geometry["run"] = groups, run
+    state = state_name(x.c_name)
+    return LaunchPlan(
+        spec=KernelSpec(
+            "line_scan_gradients.cu",
+            "line_scan_gradients",
+            definitions(
+                {
+                    "SCALAR": x.c_name,
+                    "WEIGHT": x.c_name if dweight is None else dweight.c_name,
+                    "RESULT": x.c_name if h is None else h.c_name,
+                    "STATE": state,
+                    "MOST_THREADS": MOST_THREADS,
+                    "VECTOR": vector,
+                    "ALONG": along,
+                    "REVERSED": int(along and vector > 1 and direction in REVERSED),
+                }
+            ),
+        ),
+        grid=(x.shape[0] * groups * blocks_down * blocks_across, 1, 1),
+        block=(across, down, runs),
+        shared_bytes=lanes * runs * 3 * vector * g.itemsize if dweight is not None and runs > 1 else 0,
+        geometry=geometry,
+        workspace=0,
+        bytes_moved=total_bytes(*images.values(), h0),
+        reason=f"{vector} pixels of a row and {run} channels to a thread, {runs} threads side by side for {channels}",
+    )
+
+
+def in_vectors(image: Layout | None, pixels: int) -> bool:
+    """Tell whether the rows of an array (…, H, W), if it is there, are runs of whole, aligned vectors."""
+    if image is None:
+        return True
+    steps = [stride for size, stride in zip(image.shape[:-1], image.strides[:-1], strict=True) if size > 1]
+    whole = all(step % pixels == 0 for step in (image.shape[-1], *steps))
+    return whole and image.strides[-1] == 1 and image.alignment % (pixels * image.itemsize) == 0
+
+
+def runs_of(channels: int) -> tuple[int, int]:
+    """Cut the channels of a group into runs, by their number alone: channels of each but the last, and runs."""
+    run = -(-channels // MOST_RUNS)
+    return run, -(-channels // run)
+
+
+def power_of_two(number: int) -> int:
+    """Return the smallest power of two that is no less."""
+    return 1 << (number - 1).bit_length()
