@@ -174,7 +174,8 @@ def test_channels_are_summed_in_order_in_runs_that_are_summed_in_order(
     rng = np.random.default_rng(0)
     case = make_scan((2, 2 * channels, 3, 8), direction, groups=2, lam=False)
     case.weight = np.zeros_like(case.weight)
-    case.dh, h = ((rng.integers(-1023, 1024, case.x.shape) / 2**10).astype(np.float32) for _ in range(2))
+    sizes = [2.0 ** rng.integers(-10, 1, case.x.shape) for _ in range(2)]  # so that a sum has more bits than float32
+    case.dh, h = ((rng.integers(-1023, 1024, case.x.shape) * size).astype(np.float32) for size in sizes)
     dweight = backward(backend, case, h).weight
     if backend.name == "reference":
         return
