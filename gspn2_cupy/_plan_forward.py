@@ -324,10 +324,10 @@ def _has_clusters(limits: DeviceLimits) -> bool:
 def _copiers(limits: DeviceLimits, scan: LineScan, best: int) -> int:
     """Return how many warps copy: the best number, or four where it was not measured or registers are too few.
 
-    These weights and h of the state's type fill, and on sm_80 others, too.
+    These weights and h of the state's type fill, but for an adjoint, which has no λ; and on sm_80 others, too.
     """
     alike = scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize
-    return best if alike and _has_clusters(limits) else 4
+    return best if (alike or scan.adjoint) and _has_clusters(limits) else 4
 
 
 def _cut(rows: int, tiles: Tiles) -> Tiles:

@@ -26,11 +26,11 @@ GRADIENTS_GEOMETRY = np.dtype(
     + [(name, "<i8") for name in ("blocks_across", "blocks_down", "groups", "run")]
 )
 PIXELS = (4, 2, 1)  # of a thread; 16 bytes of the state's type at the most, as arrays are aligned to no more
-MOST_RUNS = 16  # threads that share the channels of a group
+SHORTEST_RUN, MOST_RUNS = 4, 16  # channels that a thread sums, and threads that share those of a group
 WARP = 32
 MOST_THREADS = WARP * MOST_RUNS  # of a block
 FILLED = 256  # threads that a block of few runs is filled up to
-ROW_BYTES = 128  # of x on a row of a block, which goes down several: they are neighbours that share lines of h
+ROW_BYTES = 256  # of x on a row of a block, which goes down several: they are neighbours that share lines of h
 
 
 def line_scan_gradients(
@@ -103,7 +103,7 @@ def in_vectors(image: Layout | None, pixels: int) -> bool:
 
 def runs_of(channels: int) -> tuple[int, int]:
     """Cut the channels of a group into runs, by their number alone: channels of each but the last, and runs."""
-    run = -(-channels // MOST_RUNS)
+    run = min(channels, max(SHORTEST_RUN, -(-channels // MOST_RUNS)))
     return run, -(-channels // run)
 
 

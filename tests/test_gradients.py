@@ -165,7 +165,7 @@ def test_lines_before_a_restart_are_not_looked_at(backend, direction, columns, c
 @every_direction
 # channels of a group, channels of a thread, threads: one, some, all that there may be, and more channels than these
 @pytest.mark.parametrize(
-    ("channels", "run", "runs"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (16, 1, 16), (17, 2, 9), (37, 3, 13)]
+    ("channels", "run", "runs"), [(1, 1, 1), (3, 3, 1), (5, 4, 2), (16, 4, 4), (63, 4, 16), (70, 5, 14)]
 )
 def test_channels_are_summed_in_order_in_runs_that_are_summed_in_order(
     backend, planned, direction, channels, run, runs
