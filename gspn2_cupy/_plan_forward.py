@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from gspn2_cupy import _plan
 from gspn2_cupy._plan import DeviceLimits, LaunchPlan, LineScan
 from gspn2_cupy._plan_slices import BESIDE_SHARED, Slices, bytes_of_block, slices_plan
-from gspn2_cupy._plan_tiles import Tiles, piece_bytes, tiles_plan
+from gspn2_cupy._plan_tiles import Tiles, piece_bytes, shared_bytes_of, tiles_plan
 
 ASYNCHRONOUS_COPIES = (8, 0)  # compute capability
 CLUSTERS = ((9, 0), (12, 0))  # from … to below
@@ -247,6 +247,12 @@ def _cheapest_along(limits: DeviceLimits, scan: LineScan, pair: int) -> Iterator
     shapes += [(replace(four, inner=32, outer=32), 0.63 if pair == 2 else 0.46), (replace(one, outer=32), 0.45)]
     if _has_clusters(limits):  # not measured elsewhere
         shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
+    if scan.h.itemsize == 4:  # it lies beside the ring, where little room is left
+        bands, deep = replace(four, inner=32, outer=32), Tiles(4, pair, 2, 4, 16, 16, 16, 3, 8, False, 1, 128)
+        shapes = [(four, 0.55), (one, 0.36 if scan.adjoint else 0.43), (replace(bands, sets=1), 0.41)]
+        shapes += [(replace(one, outer=32), 0.32 if scan.adjoint else 0.4), (deep, 0.8 if pair == 2 else 0.5)]
+        shapes += [(bands, 0.54)] if pair == 2 else []
+        shapes = [shape for shape in shapes if shared_bytes_of(shape[0], scan) <= limits.shared_bytes_per_block]
     if pair == 1:
         shapes += [(Tiles(2, 1, 4, 4, 16, 16, 16, 4, 8, True, 1, 128), 0.58)]
     elif scan.h.itemsize == 2:  # or registers are too few

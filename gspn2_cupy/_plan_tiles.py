@@ -97,6 +97,8 @@ def _registers(tiles: Tiles, scan: LineScan, offset: int) -> int:
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
     beside = 8 if scan.along and scan.h.itemsize > x.itemsize else 0  # where h lies in shared memory
+    if scan.along and weight.itemsize < x.itemsize:
+        group += 2 * elements  # a lane reads twice as many lines as x has in a vector, and makes their results
     converted = 8 if tiles.ahead and x.c_name == "__half" else 0  # which takes more than bfloat16's shift
     pieces = 40 if piece_bytes(scan) < 16 else 0
     return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + beside + pieces + 48 + 4 * offset, 255)
