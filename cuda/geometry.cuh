@@ -89,7 +89,7 @@ struct Geometry {
 // Of line_scan_gradients.cu.
 struct GradientsGeometry {
   Scan scan;
-  Image g, x, lam, h, dx, dlam;
+  Image g, x, lam, h, before, dx, dlam;
   Line first;
   Taps dweight;
   long long blocks_across, blocks_down;  // of an image: side by side on rows in memory, and down the rows

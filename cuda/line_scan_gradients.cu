@@ -2,13 +2,14 @@
 //
 //     dx[t,i] = λ[t,i]·g[t,i]    dλ[t,i] = x[t,i]·g[t,i]    dw_k[t,i] = Σ over the group's channels of g[t,i]·h[t-1,i+k-1]
 //
+// To dx may be added what it was `before`: the sum over the directions of a unit; both may be the same array.
 // A thread has VECTOR pixels, neighbours in memory, in one run of their group's channels. It sums its channels one after the
 // other; the sums of the blockDim.z runs are then added in order. Runs are cut by the number of channels alone, so a sum depends
-// neither on the image's size nor on VECTOR. Bytes moved per pixel and channel: g, h, x, λ in, dx, dλ out; per pixel and group:
-// three dw out.
+// neither on the image's size nor on VECTOR. Bytes moved per pixel and channel: g, h, x, λ, before in, dx, dλ out; per pixel and
+// group: three dw out.
 // ALONG: neighbours in memory lie on successive lines, the last of them first if REVERSED; otherwise they share a line.
 // VECTOR > 1: neighbours in memory have no gaps between them, and every vector is whole and aligned.
-// Specialised by SCALAR (x, λ and their gradients), WEIGHT (dw), RESULT (h), STATE, MOST_THREADS, VECTOR, ALONG, REVERSED.
+// Specialised by SCALAR (x, λ, dλ), WEIGHT (dw), RESULT (h), SUM (dx), STATE, MOST_THREADS, VECTOR, ALONG, REVERSED.
 #include "geometry.cuh"
 #include "pack.cuh"
 #include "primitives.cuh"
@@ -53,14 +54,15 @@ struct Previous {
 };
 
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2)
-    line_scan_gradients(const State* g,     // [B, C, T, I]
-                        const SCALAR* x,    // [B, C, T, I]
-                        const SCALAR* lam,  // [B, C, T, I] or null: 1
-                        const RESULT* h,    // [B, C, T, I]; null only when dw is not wanted
-                        const State* h0,    // [B, C, I] or null: no line before the first
-                        SCALAR* dx,         // [B, C, T, I] or null: not wanted
-                        SCALAR* dlam,       // [B, C, T, I] or null
-                        WEIGHT* dweight,    // [B, G, 3, T, I] or null
+    line_scan_gradients(const State* g,       // [B, C, T, I]
+                        const SCALAR* x,      // [B, C, T, I]
+                        const SCALAR* lam,    // [B, C, T, I] or null: 1
+                        const RESULT* h,      // [B, C, T, I]; null only when dw is not wanted
+                        const State* h0,      // [B, C, I] or null: no line before the first
+                        const State* before,  // [B, C, T, I] or null: 0
+                        SUM* dx,              // [B, C, T, I] or null: not wanted
+                        SCALAR* dlam,         // [B, C, T, I] or null
+                        WEIGHT* dweight,      // [B, G, 3, T, I] or null
                         const GradientsGeometry geometry) {
   // Blocks are numbered along the rows of an image in memory, then from row to row, then from group to group.
   const Scan& scan = geometry.scan;
@@ -86,9 +88,12 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2)
 #pragma unroll 1
   for (int c = begin; c < end; ++c) {
     const States value = read_pack<VECTOR>(g + at(geometry.g, c));
-    Pack<SCALAR, VECTOR> signal, scale, of_x, of_lam;
+    Pack<SCALAR, VECTOR> signal, scale, of_lam;
+    States earlier;
+    Pack<SUM, VECTOR> of_x;
     if (dlam) signal = read_pack<VECTOR>(x + at(geometry.x, c));
     if (dx && lam) scale = read_pack<VECTOR>(lam + at(geometry.lam, c));
+    if (dx && before) earlier = read_pack<VECTOR>(before + at(geometry.before, c));
     if (dweight) {
       const Previous previous(h + at(geometry.h, c) + (ALONG ? 0 : back), back, steps);
 #pragma unroll
@@ -101,7 +106,9 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2)
     }
 #pragma unroll
     for (int k = 0; k < VECTOR; ++k) {
-      of_x.value[k] = narrow<SCALAR>((lam ? scale.widened(k) : State(1)) * value.value[k]);
+      const State factor = lam ? scale.widened(k) : State(1);
+      of_x.value[k] =
+          narrow<SUM>(before ? multiply_add(factor, value.value[k], earlier.value[k]) : factor * value.value[k]);
       of_lam.value[k] = narrow<SCALAR>(signal.widened(k) * value.value[k]);
     }
     if (dx) write_pack(dx + at(geometry.dx, c), of_x);

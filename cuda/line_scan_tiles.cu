@@ -189,7 +189,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
         state[r] = h0 && exists ? h0[geometry.first.at(b, c, row + r)] : State(0);
       }
       long long restart = first_restart;  // the next line without a previous one
-      scanner.primed = false;                   // whatever it read past the last unit's end
+      scanner.primed = false;             // whatever it read past the last unit's end
 
       int part = 0;  // of SUB lines, of this unit, scanned so far
       for (int tile = 0; tile < tiles; ++tile, ++count) {

@@ -2,9 +2,9 @@
 //
 //     sum = before + m·(u ⊙ h)
 //
-// The unit and its backward are made of it: y = Σ_d m_d·u_d ⊙ h_d, dh_d = m_d·u_d ⊙ dy, du_d = m_d·dy ⊙ h_d and
-// dx = Σ_d λ_d ⊙ g_d. A sum over directions is carried in the state's type and rounded with its last term; `before` and `sum`
-// may be the same array. Besides, `states` keeps h rounded.
+// The unit and its backward are made of it: y = Σ_d m_d·u_d ⊙ h_d, dh_d = m_d·u_d ⊙ dy, du_d = m_d·dy ⊙ h_d. A sum over
+// directions is carried in the state's type and rounded with its last term; `before` and `sum` may be the same array. Besides,
+// `states` keeps h rounded.
 // PACK > 1: every array's image (C, H, W) is one run of memory; a thread has PACK neighbouring pixels of image blockIdx.y.
 // PACK = 1: a thread has one pixel of one channel, in any strides.
 // Bytes moved per pixel and channel: h, u, before in, sum, states out, where they are there.

@@ -162,7 +162,7 @@ def line_scan_backward(
             h = launcher.empty(x.shape, state)
             _steps.scan(launcher, x, weight, lam, h0, h, None, direction, chunk)
         if dx is not None or dlam is not None or dweight is not None:
-            _steps.gradients(launcher, g, x, lam, h, h0, dx, dlam, dweight, weight.shape[1], direction, chunk)
+            _steps.gradients(launcher, g, x, lam, h, h0, None, dx, dlam, dweight, weight.shape[1], direction, chunk)
     return grads
 
 
@@ -280,9 +280,6 @@ def propagate_backward(
                 if not plain:
                     _steps.merge(launcher, kind, dy, u_d, factor, None, dh)
                 _steps.adjoint(launcher, dh, w, None, g, None, direction, chunk)
-            if dx is not None:
-                term = dx if d == len(directions) - 1 else total
-                _steps.merge(launcher, kind, g, lam_d, None, total if d > 0 else None, term)
             h = image if recomputes else _of(states, d)
             if recomputes:
                 _steps.scan(launcher, x, w, lam_d, None, h, None, direction, chunk)
@@ -290,9 +287,11 @@ def propagate_backward(
                 _steps.merge(launcher, kind, h, dy, factor, None, du[:, d])
             if dmerge is not None:
                 _steps.merge_gradient(launcher, dy, u_d, h, dmerge[d : d + 1])
-            if dweight is not None or dlam is not None:
+            if needs_g:
+                before, term = total if d > 0 else None, dx if d == len(directions) - 1 else total
                 dw = weights if dweight is not None and normalize is not None else _of(dweight, d)
-                _steps.gradients(launcher, g, x, None, h, None, None, _of(dlam, d), dw, groups, direction, chunk)
+                arrays = (g, x, lam_d, h, None, before, term, _of(dlam, d), dw)
+                _steps.gradients(launcher, *arrays, groups, direction, chunk)
             if dweight is not None and normalize is not None:
                 _steps.normalize_backward(launcher, weights, weight[:, d], dweight[:, d], direction, normalize)
     return grads

@@ -21,7 +21,7 @@ from gspn2_cupy.reference import HORIZONTAL, REVERSED
 
 GRADIENTS_GEOMETRY = np.dtype(
     [("scan", SCAN)]
-    + [(name, IMAGE) for name in ("g", "x", "lam", "h", "dx", "dlam")]
+    + [(name, IMAGE) for name in ("g", "x", "lam", "h", "before", "dx", "dlam")]
     + [("first", LINE), ("dweight", TAPS)]
     + [(name, "<i8") for name in ("blocks_across", "blocks_down", "groups", "run")]
 )
@@ -42,13 +42,14 @@ def line_scan_gradients(
     lam: Layout | None,
     h: Layout | None,
     h0: Layout | None,
+    before: Layout | None,
     dx: Layout | None,
     dlam: Layout | None,
     dweight: Layout | None,
 ) -> LaunchPlan:
-    """Plan dx, dλ and dw from g."""
+    """Plan dx, dλ and dw from g; ``dx`` with ``before`` added may be in the state's type."""
     images = {"g": g, "dx": dx, "dlam": dlam, "dweight": dweight}
-    read_for = {"x": (x, dlam), "lam": (lam, dx), "h": (h, dweight)}
+    read_for = {"x": (x, dlam), "lam": (lam, dx), "before": (before, dx), "h": (h, dweight)}
     images |= {name: image for name, (image, gradient) in read_for.items() if gradient is not None}
     geometry = scan_geometry(direction, chunk, x, groups, images | {"first": h0}, GRADIENTS_GEOMETRY)
     lines, width, along = (int(geometry["scan"][name]) for name in ("lines", "width", "along"))
@@ -74,6 +75,7 @@ def line_scan_gradients(
                     "SCALAR": x.c_name,
                     "WEIGHT": x.c_name if dweight is None else dweight.c_name,
                     "RESULT": x.c_name if h is None else h.c_name,
+                    "SUM": x.c_name if dx is None else dx.c_name,
                     "STATE": state,
                     "MOST_THREADS": MOST_THREADS,
                     "VECTOR": vector,

@@ -140,6 +140,7 @@ def gradients(
     lam: Array | None,
     h: Array | None,
     h0: Array | None,
+    before: Array | None,
     dx: Array | None,
     dlam: Array | None,
     dweight: Array | None,
@@ -147,8 +148,8 @@ def gradients(
     direction: str,
     chunk: int | None,
 ) -> None:
-    """Compute those of ``dx``, ``dlam`` and ``dweight`` that are there."""
-    arrays = (g, x, lam, h, h0, dx, dlam, dweight)
+    """Compute those of ``dx`` (``before`` added), ``dlam`` and ``dweight`` that are there."""
+    arrays = (g, x, lam, h, h0, before, dx, dlam, dweight)
     plan = planned(_plan_gradients.line_scan_gradients, (direction, chunk, groups), *arrays)
     _launch.run(launcher, plan, *arrays)
 

@@ -131,5 +131,5 @@ def _make_calls(call: Call) -> None:
         options = {"directions": call.directions, "merge": merge, "normalize": call.normalize, "chunk": call.chunk}
         for states in (None, images):
             _device.propagate(x, weight, lam, u, **options, return_states=states is not None)
-            if call.backward:
-                _device.propagate_backward(x, x, weight, lam, u, **options, states=states)
+            for needs in (None, ("x",), ("weight",), ("lam",)) if call.backward else ():
+                _device.propagate_backward(x, x, weight, lam, u, **options, states=states, needs=needs)

@@ -254,7 +254,7 @@ def plan(shape, groups=1, direction="top_to_bottom", dtype="float32", x=None):
     weight = layout((shape[0], groups, 3, *shape[2:]), dtype)
     x = of_all if x is None else x
     return _plan_gradients.line_scan_gradients(
-        direction, None, groups, g, x, of_all, of_all, None, of_all, of_all, weight
+        direction, None, groups, g, x, of_all, of_all, None, None, of_all, of_all, weight
     )
 
 

@@ -46,7 +46,7 @@ def all_plans(dtype, direction, shape, groups, *, chunk=None):
     plans = [
         _plan.plain_line_scan(LineScan(direction, chunk, x, weight, x, line, x, line)),
         _plan.plain_line_scan(LineScan(_plan.OPPOSITE[direction], chunk, x, weight, None, line, g, line, adjoint=True)),
-        _plan_gradients.line_scan_gradients(direction, chunk, groups, g, x, x, x, line, x, x, weight),
+        _plan_gradients.line_scan_gradients(direction, chunk, groups, g, x, x, x, line, g, x, x, weight),
         _plan_pixels.normalize(direction, "sigmoid", weight, weight),
         _plan_pixels.normalize_backward(direction, "softmax", weight, weight, weight),
         _plan_pixels.merge(x.c_name, g, x, g, x, x),
@@ -264,7 +264,8 @@ def test_bytes_moved_are_those_counted_by_hand(dtype, size, state):
     expected = {
         "line_scan_forward": (3 * image + taps) * size + 2 * line * state,  # x, λ, h; w; h0, h_last
         "line_scan_adjoint": (image + taps) * size + (image + 2 * line) * state,  # dh; w; g; dh_last, dh0
-        "line_scan_gradients": (5 * image + taps) * size + (image + line) * state,  # x, λ, h, dx, dλ; dw; g; h0
+        "line_scan_gradients": (5 * image + taps) * size
+        + (2 * image + line) * state,  # x, λ, h, dx, dλ; dw; g, before; h0
         "normalize": 2 * taps * size,
         "normalize_backward": 3 * taps * size,
         "merge": 3 * image * size + 2 * image * state,  # u, sum, states; h, before
@@ -314,7 +315,6 @@ def test_launches_of_a_unit():
         "normalize",
         "merge",  # dh
         "line_scan_slices",  # g
-        "merge",  # dx
         "line_scan_slices",  # h
         "merge",  # du
         "merge_gradient_partials",
@@ -337,7 +337,7 @@ def test_launches_of_the_compact_unit():
         "projection",  # dq
         *unit,  # q and the hidden lines
         *gradient,
-        *["normalize", "merge", "line_scan_slices", "merge", "merge"],  # dh, g, dx, du
+        *["normalize", "merge", "line_scan_slices", "merge"],  # dh, g, du
         *["merge_gradient_partials", "merge_gradient", "line_scan_gradients", "normalize_backward"],
         *["projection"] * 3,  # dp, a term for each of logits, λ and u
         "projection",  # dx
@@ -368,7 +368,7 @@ def test_only_what_is_needed_is_launched():
     assert launched() == []
     assert launched("u") == ["merge"]
     assert launched("merge") == ["merge_gradient_partials", "merge_gradient"]
-    assert launched("x") == ["normalize", "merge", "line_scan_slices", "merge"]
+    assert launched("x") == ["normalize", "merge", "line_scan_slices", "line_scan_gradients"]
     assert launched("lam") == ["normalize", "merge", "line_scan_slices", "line_scan_gradients"]
 
 

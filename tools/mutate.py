@@ -36,7 +36,7 @@ LEAST = 0.95
 
 FORWARD = ("tests/test_plain.py", "tests/test_line_scan.py", "tests/test_pieces.py")
 BACKWARD = ("tests/test_plain.py", "tests/test_line_scan_backward.py", "tests/test_pieces.py")
-GRADIENTS = ("tests/test_gradients.py", "tests/test_line_scan_backward.py", "tests/test_pieces.py")
+GRADIENTS = ("tests/test_gradients.py", "tests/test_line_scan_backward.py", "tests/test_propagate.py")
 TILES = ("tests/test_tiles.py", "tests/test_aligned_images.py", "tests/test_pieces.py")
 SLICES = ("tests/test_slices.py", "tests/test_line_scan.py", "tests/test_pieces.py")
 WEIGHTS, UNIT = ("tests/test_normalize.py",), ("tests/test_propagate.py",)

@@ -144,14 +144,16 @@ PLAIN += mutants(
 
 PLAIN += mutants(
     "line_scan_gradients.cu",
-    ("flip the sign of dx", "State(1)) * value.value[k])", "State(1)) * -value.value[k])"),
+    ("flip the sign of dx", ": factor * value.value[k])", ": -factor * value.value[k])"),
+    ("forget what dx was before", "narrow<SUM>(before ?", "narrow<SUM>(false ?"),
+    ("subtract what dx was before", "earlier.value[k])", "-earlier.value[k])"),
     ("flip the sign of dλ", "(signal.widened(k) * value", "(-signal.widened(k) * value"),
     (
         "flip the sign of dweight",
         "multiply_add(value.value[k], previous.value[tap][k]",
         "multiply_add(-value.value[k], previous.value[tap][k]",
     ),
-    ("forget λ", "(lam ? scale.widened(k) : State(1))", "State(1)"),
+    ("forget λ", "lam ? scale.widened(k) : State(1);", "State(1);"),
     ("read λ in the place of x", "signal = read_pack<VECTOR>(x +", "signal = read_pack<VECTOR>(lam +"),
     (
         "the layout of another array",
