@@ -7,7 +7,7 @@
 #pragma once
 
 #include "geometry.cuh"
-#include "state.cuh"
+#include "pack.cuh"
 
 namespace gspn2 {
 
@@ -39,16 +39,61 @@ struct Softmax {
   static __device__ __forceinline__ bool beyond(State) { return false; }
 };
 
-// The neighbours of a pixel, their logits and weights.
+// What an array [B, G, 3, T, I] holds for a thread's pixels: a vector for each neighbour.
+template <typename T>
+struct Triples {
+  Pack<T, VECTOR> tap[3];
+};
+
+// The pixels of a thread, neighbours in memory: of one line, or on successive ones if the scan goes along the rows in memory.
+// VECTOR > 1: they have no gaps between them, and every vector is whole and aligned. Blocks are numbered along the rows of an
+// image, then from row to row, then from image to image.
+struct Pixels {
+  bool exist;
+  unsigned b, g, t, i;  // of the first; the last two are its line and its place there
+  unsigned step;        // to the next on its line, or 0
+  unsigned width;
+
+  __device__ __forceinline__ explicit Pixels(const NormalizeGeometry& geometry) {
+    const Scan& scan = geometry.scan;
+    const unsigned groups = scan.channels, across = geometry.blocks_across, down = geometry.blocks_down;
+    const unsigned column = (blockIdx.x % across * blockDim.x + threadIdx.x) * VECTOR;
+    const unsigned row = blockIdx.x / across % down * blockDim.y + threadIdx.y;
+    const unsigned image = blockIdx.x / across / down * blockDim.z + threadIdx.z;
+    b = image / groups;
+    g = image % groups;
+    t = scan.along ? column : row;
+    i = scan.along ? row : column;
+    step = scan.along ? 0 : 1;
+    width = scan.width;
+    exist = b < scan.batch && t < scan.lines && i < width;
+  }
+
+  template <typename T>
+  __device__ __forceinline__ Triples<T> read(const T* from, const Taps& taps) const {
+    from += taps.slice(b, g) + taps.pixel(t, i);
+    Triples<T> triples;
+#pragma unroll
+    for (int k = 0; k < 3; ++k) triples.tap[k] = read_pack<VECTOR>(from + k * taps.tap);
+    return triples;
+  }
+  template <typename T>
+  __device__ __forceinline__ void write(T* to, const Taps& taps, const Triples<T>& triples) const {
+    to += taps.slice(b, g) + taps.pixel(t, i);
+#pragma unroll
+    for (int k = 0; k < 3; ++k) write_pack(to + k * taps.tap, triples.tap[k]);
+  }
+};
+
+// The neighbours of one of the pixels, their logits and weights. Logits of those outside are 0, whatever memory holds.
 struct Neighbours {
   bool inside[3];
   State logit[3];
   State weight[3];
 
-  __device__ __forceinline__ Neighbours(const SCALAR* logits, const Taps& taps, const Scan& scan, const Place& place)
-      : inside{place.i > 0, true, place.i + 1 < scan.width} {
-    logits += place.in(taps);
-    for (int k = 0; k < 3; ++k) logit[k] = inside[k] ? widen(logits[k * taps.tap]) : State(0);
+  __device__ __forceinline__ Neighbours(const Pixels& pixels, int number, const Triples<SCALAR>& logits)
+      : inside{pixels.i + number * pixels.step > 0, true, pixels.i + number * pixels.step + 1 < pixels.width} {
+    for (int k = 0; k < 3; ++k) logit[k] = inside[k] ? logits.tap[k].widened(number) : State(0);
     State largest = logit[1];
     if (inside[0] && logit[0] > largest) largest = logit[0];
     if (inside[2] && logit[2] > largest) largest = logit[2];
