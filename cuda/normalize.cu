@@ -12,11 +12,11 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) normalize(const SCALA
   const Pixels pixels(geometry);
   if (!pixels.exist) return;
   const auto logit = pixels.read(logits, geometry.logits);
-  Triples<WEIGHT> result;
+  State result[3][VECTOR];
 #pragma unroll
   for (int p = 0; p < VECTOR; ++p) {
     const Neighbours neighbours(pixels, p, logit);
-    for (int k = 0; k < 3; ++k) result.tap[k].value[p] = narrow<WEIGHT>(neighbours.weight[k]);
+    for (int k = 0; k < 3; ++k) result[k][p] = neighbours.weight[k];
   }
   pixels.write(weight, geometry.weight, result);
 }

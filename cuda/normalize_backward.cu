@@ -18,7 +18,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) normalize_backward(co
   if (!pixels.exist) return;
   const auto upstream = pixels.read(dweight, geometry.dweight);
   const auto logit = pixels.read(logits, geometry.logits);
-  Triples<SCALAR> result;
+  State result[3][VECTOR];
 #pragma unroll
   for (int p = 0; p < VECTOR; ++p) {
     const Neighbours neighbours(pixels, p, logit);
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS) normalize_backward(co
       const bool reached = neighbours.inside[k] && !METHOD::beyond(neighbours.logit[k]);
       const State slope = METHOD::slope(neighbours.logit[k]);
       const State value = neighbours.weight[k] * (gradient[k] - mean) * slope;
-      result.tap[k].value[p] = narrow<SCALAR>(reached ? value : State(0));
+      result[k][p] = reached ? value : State(0);
     }
   }
   pixels.write(dlogits, geometry.dlogits, result);

@@ -8,6 +8,7 @@
 
 #include "geometry.cuh"
 #include "pack.cuh"
+#include "primitives.cuh"
 
 namespace gspn2 {
 
@@ -18,23 +19,41 @@ __device__ __forceinline__ double exponential(double value) {
   return exp(value);
 }
 
-// The two methods: the numerator of a weight (`largest` is the pixel's largest logit), the slope of its logarithm over the
-// logit, and whether a logit is beyond the limit, so that no gradient reaches it.
+// a / b, where inverse is reciprocal(b). In float by the instructions that the compiler makes of `/`, without its branch for sizes
+// that do not occur here: b is between 2^-100 and 2^100, and a is 0, or no less than 2^-100, or b is 1.
+__device__ __forceinline__ float quotient(float a, float b, float inverse) {
+  const float near = multiply(a, inverse);
+  return multiply_add(multiply_add(-b, near, a), inverse, near);
+}
+__device__ __forceinline__ double quotient(double a, double b, double) {
+  return a / b;
+}
+
+// The two methods: the numerator of a weight (`largest` is the pixel's largest logit), the weight, the slope of its logarithm over
+// the logit, and whether a logit is beyond the limit, so that no gradient reaches it.
 struct Sigmoid {
   static constexpr State LOWEST = -40;
 
   // Not fmax, for which NaN is no number: fmax(NaN, −40) is −40.
   static __device__ __forceinline__ State limited(State z) { return z < LOWEST ? LOWEST : z; }
-  static __device__ __forceinline__ State numerator(State z, State) { return 1 / (1 + exponential(-limited(z))); }
+  static __device__ __forceinline__ State numerator(State z, State) { return reciprocal(1 + exponential(-limited(z))); }
+  static __device__ __forceinline__ State weight(State numerator, State sum, State inverse) {
+    return quotient(numerator, sum, inverse);
+  }
   static __device__ __forceinline__ State slope(State z) {
-    const State decay = exponential(-limited(z));
-    return decay / (1 + decay);  // 1 − σ(z), without cancellation
+    const State decay = exponential(-limited(z)), size = 1 + decay;
+    return quotient(decay, size, reciprocal(size));  // 1 − σ(z), without cancellation
   }
   static __device__ __forceinline__ bool beyond(State z) { return z < LOWEST; }
 };
 
 struct Softmax {
+  static constexpr State SCALE = SAME<State, float> ? 0x1p64 : 1;  // of numerators down to 2^-126; smaller are 0
+
   static __device__ __forceinline__ State numerator(State z, State largest) { return exponential(z - largest); }
+  static __device__ __forceinline__ State weight(State numerator, State sum, State inverse) {
+    return quotient(numerator * SCALE, sum, inverse) * (1 / SCALE);
+  }
   static __device__ __forceinline__ State slope(State) { return 1; }
   static __device__ __forceinline__ bool beyond(State) { return false; }
 };
@@ -78,10 +97,16 @@ struct Pixels {
     return triples;
   }
   template <typename T>
-  __device__ __forceinline__ void write(T* to, const Taps& taps, const Triples<T>& triples) const {
+  __device__ __forceinline__ void write(T* to, const Taps& taps, const State (&values)[3][VECTOR]) const {
     to += taps.slice(b, g) + taps.pixel(t, i);
 #pragma unroll
-    for (int k = 0; k < 3; ++k) write_pack(to + k * taps.tap, triples.tap[k]);
+    for (int k = 0; k < 3; ++k) {
+      Pack<T, VECTOR> pack;
+#pragma unroll
+      for (int p = 0; p < VECTOR; ++p) pack.value[p] = narrow<T>(values[k][p]);
+      write_pack(to, pack);
+      to += taps.tap;  // step by step: the last of three offsets is written to by single elements
+    }
   }
 };
 
@@ -97,12 +122,17 @@ struct Neighbours {
     State largest = logit[1];
     if (inside[0] && logit[0] > largest) largest = logit[0];
     if (inside[2] && logit[2] > largest) largest = logit[2];
-    State sum = 0;
+    State numerator[3], sum = 0;
     for (int k = 0; k < 3; ++k) {
-      weight[k] = inside[k] ? METHOD::numerator(logit[k], largest) : State(0);
-      sum += weight[k];
+      const State value = METHOD::numerator(logit[k], largest);
+      numerator[k] = inside[k] ? value : State(0);
+      sum += numerator[k];
     }
-    for (int k = 0; k < 3; ++k) weight[k] = inside[k] ? weight[k] / sum : State(0);
+    const State inverse = reciprocal(sum);
+    for (int k = 0; k < 3; ++k) {
+      const State value = METHOD::weight(numerator[k], sum, inverse);
+      weight[k] = inside[k] ? value : State(0);
+    }
   }
 };
 
