@@ -75,9 +75,7 @@ def _normalize(entry: str, direction: str, method: str, weight: str, arrays: dic
     geometry["blocks_across"], geometry["blocks_down"] = -(-vectors // across), -(-rows // down)
     types = {"METHOD": METHODS[method], "SCALAR": logits.c_name, "WEIGHT": weight, "STATE": state_name(logits.c_name)}
     return LaunchPlan(
-        spec=KernelSpec(
-            f"{entry}.cu", entry, definitions(types | {"MOST_THREADS": PIXEL_THREADS, "VECTOR": vector})
-        ),
+        spec=KernelSpec(f"{entry}.cu", entry, definitions(types | {"MOST_THREADS": PIXEL_THREADS, "VECTOR": vector})),
         grid=(-(-images // deep) * int(geometry["blocks_down"] * geometry["blocks_across"]), 1, 1),
         block=(across, down, deep),
         shared_bytes=0,
