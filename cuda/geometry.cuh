@@ -96,10 +96,11 @@ struct GradientsGeometry {
   long long groups, run;                 // of an image's channels, and how many of a group's a thread has
 };
 
-// Of normalize.cu and normalize_backward.cu: `scan` has a channel for each group.
+// Of normalize.cu and normalize_backward.cu: `scan` has a channel for each group, and goes forwards.
 struct NormalizeGeometry {
   Scan scan;
   Taps logits, weight, dweight, dlogits;
+  long long blocks_across, blocks_down;  // of an image: side by side on rows in memory, and down the rows
 };
 
 // Of merge.cu and merge_gradient.cu, which have no direction: `scan` goes from top to bottom.

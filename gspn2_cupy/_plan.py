@@ -168,6 +168,7 @@ SCAN_LINES = {
     "double": 8,
 }  # lines staged at a time: 35 KB and 38 KB, below the 48 KB that every GPU allows
 PIXEL_THREADS = 256
+WARP = 32
 
 
 def definitions(values: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
@@ -278,6 +279,30 @@ def plain_line_scan(scan: LineScan) -> LaunchPlan:
         bytes_moved=scan.bytes,
         reason=_scan_reason(scan.width, SCAN_LINES[state]),
     )
+
+
+# --- vectors of pixels ------------------------------------------------------------------------------------------------
+
+VECTORS = (4, 2, 1)  # pixels of a thread; 16 bytes of the state's type at the most, as arrays are aligned to no more
+
+
+def largest_vector(*images: Layout | None) -> int:
+    """Return the most pixels, neighbours in memory, that the rows of all arrays (…, H, W) are whole vectors of."""
+    return next(pixels for pixels in VECTORS if pixels == 1 or all(in_vectors(image, pixels) for image in images))
+
+
+def in_vectors(image: Layout | None, pixels: int) -> bool:
+    """Tell whether the rows of an array (…, H, W), if it is there, are runs of whole, aligned vectors."""
+    if image is None:
+        return True
+    steps = [stride for size, stride in zip(image.shape[:-1], image.strides[:-1], strict=True) if size > 1]
+    whole = all(step % pixels == 0 for step in (image.shape[-1], *steps))
+    return whole and image.strides[-1] == 1 and image.alignment % (pixels * image.itemsize) == 0
+
+
+def power_of_two(number: int) -> int:
+    """Return the smallest power of two that is no less."""
+    return 1 << (number - 1).bit_length()
 
 
 def span(layout: Layout) -> int:

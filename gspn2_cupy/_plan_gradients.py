@@ -9,10 +9,13 @@ from gspn2_cupy._plan import (
     LINE,
     SCAN,
     TAPS,
+    WARP,
     KernelSpec,
     LaunchPlan,
     Layout,
     definitions,
+    largest_vector,
+    power_of_two,
     scan_geometry,
     state_name,
     total_bytes,
@@ -25,9 +28,7 @@ GRADIENTS_GEOMETRY = np.dtype(
     + [("first", LINE), ("dweight", TAPS)]
     + [(name, "<i8") for name in ("blocks_across", "blocks_down", "groups", "run")]
 )
-PIXELS = (4, 2, 1)  # of a thread; 16 bytes of the state's type at the most, as arrays are aligned to no more
 SHORTEST_RUN, MOST_RUNS = 4, 16  # channels that a thread sums, and threads that share those of a group
-WARP = 32
 MOST_THREADS = WARP * MOST_RUNS  # of a block
 FILLED = 256  # threads that a block of few runs is filled up to
 ROW_BYTES = 256  # of x on a row of a block, which goes down several: they are neighbours that share lines of h
@@ -53,7 +54,7 @@ def line_scan_gradients(
     images |= {name: image for name, (image, gradient) in read_for.items() if gradient is not None}
     geometry = scan_geometry(direction, chunk, x, groups, images | {"first": h0}, GRADIENTS_GEOMETRY)
     lines, width, along = (int(geometry["scan"][name]) for name in ("lines", "width", "along"))
-    vector = next(pixels for pixels in PIXELS if pixels == 1 or all(in_vectors(i, pixels) for i in images.values()))
+    vector = largest_vector(*images.values())
     if vector > 1:  # in every array rows are runs of memory
         along = int(direction in HORIZONTAL)
     columns, rows = (lines // vector, width) if along else (width // vector, lines)
@@ -94,21 +95,7 @@ def line_scan_gradients(
     )
 
 
-def in_vectors(image: Layout | None, pixels: int) -> bool:
-    """Tell whether the rows of an array (…, H, W), if it is there, are runs of whole, aligned vectors."""
-    if image is None:
-        return True
-    steps = [stride for size, stride in zip(image.shape[:-1], image.strides[:-1], strict=True) if size > 1]
-    whole = all(step % pixels == 0 for step in (image.shape[-1], *steps))
-    return whole and image.strides[-1] == 1 and image.alignment % (pixels * image.itemsize) == 0
-
-
 def runs_of(channels: int) -> tuple[int, int]:
     """Cut the channels of a group into runs, by their number alone: channels of each but the last, and runs."""
     run = min(channels, max(SHORTEST_RUN, -(-channels // MOST_RUNS)))
     return run, -(-channels // run)
-
-
-def power_of_two(number: int) -> int:
-    """Return the smallest power of two that is no less."""
-    return 1 << (number - 1).bit_length()

@@ -11,20 +11,30 @@ from gspn2_cupy._plan import (
     PIXEL_THREADS,
     SCAN,
     TAPS,
+    WARP,
     KernelSpec,
     LaunchPlan,
     Layout,
+    definitions,
+    largest_vector,
+    power_of_two,
     scan_geometry,
     state_name,
     total_bytes,
 )
+from gspn2_cupy.reference import HORIZONTAL
 
-NORMALIZE_GEOMETRY = np.dtype([("scan", SCAN)] + [(name, TAPS) for name in ("logits", "weight", "dweight", "dlogits")])
+NORMALIZE_GEOMETRY = np.dtype(
+    [("scan", SCAN)]
+    + [(name, TAPS) for name in ("logits", "weight", "dweight", "dlogits")]
+    + [(name, "<i8") for name in ("blocks_across", "blocks_down")]
+)
 MERGE_GEOMETRY = np.dtype(
     [("scan", SCAN)] + [(name, IMAGE) for name in ("h", "u", "before", "sum", "states", "dy")] + [("partials", "<i8")]
 )
 METHODS = {"sigmoid": "Sigmoid", "softmax": "Softmax"}  # their names in cuda/stable_weights.cuh
 MOST_IMAGES = 65535  # blocks in a grid's second dimension
+MOST_IMAGES_OF_A_BLOCK = 64  # threads in a block's third dimension
 MOST_PARTIALS = 1024  # blocks of a sum: enough to fill any GPU, few enough to sum in one block
 
 
@@ -41,33 +51,38 @@ def _names(state: str, **types: str) -> tuple[tuple[str, str], ...]:
 
 def normalize(direction: str, method: str, logits: Layout, weight: Layout) -> LaunchPlan:
     """Plan the weights (B, G, 3, H, W) of logits; ``weight`` may be in the state's type."""
-    arrays = {"logits": logits, "weight": weight}
-    types = _names(state_name(logits.c_name), METHOD=METHODS[method], SCALAR=logits.c_name, WEIGHT=weight.c_name)
-    return LaunchPlan(
-        spec=KernelSpec("normalize.cu", "normalize", types),
-        grid=(_blocks(math.prod(logits.shape) // 3), 1, 1),
-        block=(PIXEL_THREADS, 1, 1),
-        shared_bytes=0,
-        geometry=scan_geometry(direction, None, logits, logits.shape[1], arrays, NORMALIZE_GEOMETRY),
-        workspace=0,
-        bytes_moved=total_bytes(logits, weight),
-        reason="a thread per pixel of a group",
-    )
+    return _normalize("normalize", direction, method, weight.c_name, {"logits": logits, "weight": weight})
 
 
 def normalize_backward(direction: str, method: str, dweight: Layout, logits: Layout, dlogits: Layout) -> LaunchPlan:
     """Plan the gradient of logits (B, G, 3, H, W); ``dweight`` may be in the state's type."""
     arrays = {"dweight": dweight, "logits": logits, "dlogits": dlogits}
-    types = _names(state_name(logits.c_name), METHOD=METHODS[method], SCALAR=logits.c_name, WEIGHT=dweight.c_name)
+    return _normalize("normalize_backward", direction, method, dweight.c_name, arrays)
+
+
+def _normalize(entry: str, direction: str, method: str, weight: str, arrays: dict[str, Layout]) -> LaunchPlan:
+    logits = arrays["logits"]
+    forwards = "left_to_right" if direction in HORIZONTAL else "top_to_bottom"  # backwards neighbours are the same
+    geometry = scan_geometry(forwards, None, logits, logits.shape[1], arrays, NORMALIZE_GEOMETRY)
+    scan, vector = geometry["scan"], largest_vector(*arrays.values())
+    if vector > 1:  # in every array rows are runs of memory
+        scan["along"] = direction in HORIZONTAL
+    rows, columns = (int(scan[name]) for name in (("width", "lines") if scan["along"] else ("lines", "width")))
+    images, vectors = math.prod(logits.shape[:2]), columns // vector
+    across = min(WARP, power_of_two(vectors))
+    down = min(PIXEL_THREADS // across, power_of_two(rows))
+    deep = min(PIXEL_THREADS // (across * down), MOST_IMAGES_OF_A_BLOCK)
+    geometry["blocks_across"], geometry["blocks_down"] = -(-vectors // across), -(-rows // down)
+    types = {"METHOD": METHODS[method], "SCALAR": logits.c_name, "WEIGHT": weight, "STATE": state_name(logits.c_name)}
     return LaunchPlan(
-        spec=KernelSpec("normalize_backward.cu", "normalize_backward", types),
-        grid=(_blocks(math.prod(logits.shape) // 3), 1, 1),
-        block=(PIXEL_THREADS, 1, 1),
+        spec=KernelSpec(f"{entry}.cu", entry, definitions(types | {"MOST_THREADS": PIXEL_THREADS, "VECTOR": vector})),
+        grid=(-(-images // deep) * int(geometry["blocks_down"] * geometry["blocks_across"]), 1, 1),
+        block=(across, down, deep),
         shared_bytes=0,
-        geometry=scan_geometry(direction, None, logits, logits.shape[1], arrays, NORMALIZE_GEOMETRY),
+        geometry=geometry,
         workspace=0,
-        bytes_moved=total_bytes(dweight, logits, dlogits),
-        reason="a thread per pixel of a group",
+        bytes_moved=total_bytes(*arrays.values()),
+        reason=f"{vector} pixels of a row to a thread, {across} threads side by side, {down} rows, {deep} images",
     )
 
 

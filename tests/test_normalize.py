@@ -1,20 +1,28 @@
 """normalize_weights and its backward against loops written from their definition, and against central differences."""
 
+import math
+from dataclasses import replace
+
 import loops
 import numpy as np
 import pytest
+from emulator import emulated, require
 from helpers import (
     DTYPES,
+    HORIZONTAL,
     LAYOUTS,
     assert_close,
     assert_same_bits,
     line_shape,
     outside,
     signal,
+    state_type,
 )
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS
+from gspn2_cupy import ALL_DIRECTIONS, _launch, _plan_pixels, _steps
+from gspn2_cupy._arrays import data_type
+from gspn2_cupy._plan import Layout
 
 pytestmark = pytest.mark.functions("normalize_weights", "normalize_weights_backward")
 every_direction = pytest.mark.parametrize("direction", ALL_DIRECTIONS)
@@ -31,8 +39,32 @@ SHAPES = {
     "only borders": (1, 1, 3, 2, 2),
     "odd": (2, 3, 3, 5, 7),
     "more than a block of pixels": (1, 1, 3, 33, 35),
+    "more than a block across and down an image": (2, 2, 3, 9, 132),
+    "more images than a block holds": (5, 13, 3, 2, 2),
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+# columns, and the pixels of a thread: a block's row and more, two vectors, halves of them, single pixels
+COLUMNS = {72: 4, 8: 4, 10: 2, 7: 1}
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The plans of the launches."""
+    plans, run = [], _launch.run
+
+    def keep(launcher, plan, *arrays):
+        plans.append(plan)
+        run(launcher, plan, *arrays)
+
+    monkeypatch.setattr(_launch, "run", keep)
+    return plans
+
+
+def vectors(plans):
+    """How many pixels a thread has, and whether these are neighbours along the scan, for each launch."""
+    return {(int(dict(plan.spec.defines)["VECTOR"]), bool(plan.geometry["scan"]["along"])) for plan in plans}
 
 
 def random_logits(shape, dtype, seed=0):
@@ -81,6 +113,73 @@ def test_data_types(backend, direction, method, dtype):
     check_against_loops(
         backend, random_logits(shape, dtype), random_upstream(shape, dtype), direction=direction, method=method
     )
+
+
+@every_direction
+@every_method
+@every_dtype
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_rows_of_whole_vectors_and_others(backend, planned, direction, method, dtype, columns):
+    shape = (1, 2, 3, 4, columns)
+    check_against_loops(
+        backend, random_logits(shape, dtype), random_upstream(shape, dtype), direction=direction, method=method
+    )
+    if backend.name != "reference":
+        pixels = COLUMNS[columns]
+        assert vectors(planned) == {(min(pixels, 2) if dtype == "float64" else pixels, direction in HORIZONTAL)}
+
+
+@every_direction
+@every_method
+@every_dtype
+def test_the_size_of_vectors_shows_in_no_bit(backend, planned, direction, method, dtype):
+    shape = (2, 2, 3, 8, 8)
+    logits, dweight = random_logits(shape, dtype), random_upstream(shape, dtype)
+    options = {"direction": direction, "method": method}
+    weight = backend(gspn2_cupy.normalize_weights, logits, **options)
+    gradient = backend(gspn2_cupy.normalize_weights_backward, dweight, logits, **options)
+    for elements in (1, 2):  # that the logits start behind an aligned address
+        memory = backend.array(np.concatenate([np.full(elements, np.nan, logits.dtype), logits.reshape(-1)]))
+        moved = memory[elements:].reshape(shape)
+        assert_same_bits(backend(gspn2_cupy.normalize_weights, moved, **options), weight)
+        assert_same_bits(backend(gspn2_cupy.normalize_weights_backward, dweight, moved, **options), gradient)
+    if backend.name != "reference":
+        sizes = (1, 2) if dtype == "float64" else (1, 2, 4)
+        assert vectors(planned) == {(size, direction in HORIZONTAL) for size in sizes}
+
+
+@every_direction
+@every_method
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("columns", [8, 10, 7])
+def test_emulated_weights_of_the_states_type(direction, method, dtype, columns):
+    """As a unit keeps them between logits and scan: not rounded, else as those of logits of the state's type."""
+    require()
+    shape, options = (2, 2, 3, 4, columns), (direction, method)
+    logits, dweight = random_logits(shape, dtype), random_upstream(shape, "float32")
+    wide = logits.astype(state_type(dtype))
+    weight, expected, gradient, exact = np.full((4, *shape), np.nan, np.float32)
+    rounded = gradient.astype(logits.dtype)
+    with emulated() as device:
+        _steps.normalize(device, logits, weight, *options)
+        _steps.normalize(device, wide, expected, *options)
+        _steps.normalize_backward(device, dweight, logits, rounded, *options)
+        _steps.normalize_backward(device, dweight, wide, exact, *options)
+    assert not np.isnan(weight).any()
+    assert_same_bits(weight, expected)
+    assert_same_bits(rounded, exact.astype(logits.dtype))
+
+
+@every_method
+@pytest.mark.parametrize(("forwards", "backwards"), [ALL_DIRECTIONS[:2], ALL_DIRECTIONS[2:]])
+def test_a_scan_backwards_has_the_same_neighbours(backend, method, forwards, backwards):
+    logits, dweight = random_logits((1, 2, 3, 8, 8), "float32"), random_upstream((1, 2, 3, 8, 8), "float32")
+    for function, arrays in (
+        (gspn2_cupy.normalize_weights, [logits]),
+        (gspn2_cupy.normalize_weights_backward, [dweight, logits]),
+    ):
+        expected = backend(function, *arrays, direction=forwards, method=method)
+        assert_same_bits(backend(function, *arrays, direction=backwards, method=method), expected)
 
 
 @every_method
@@ -176,8 +275,9 @@ def test_softmax_has_no_limit(backend):
 @every_direction
 @every_method
 @every_dtype
-def test_nan_logits_spoil_their_own_pixel_and_no_other(backend, direction, method, dtype):
-    logits = random_logits((1, 2, 3, 4, 5), dtype)
+@pytest.mark.parametrize("columns", [5, 8])
+def test_nan_logits_spoil_their_own_pixel_and_no_other(backend, direction, method, dtype, columns):
+    logits = random_logits((1, 2, 3, 4, columns), dtype)
     clean = backend(gspn2_cupy.normalize_weights, logits, direction=direction, method=method)
     inside = ~outside(logits.shape, direction)
     dweight = random_upstream(logits.shape, dtype)
@@ -196,8 +296,9 @@ def test_nan_logits_spoil_their_own_pixel_and_no_other(backend, direction, metho
 
 @every_direction
 @every_method
-def test_neighbours_outside_are_never_looked_at(backend, direction, method):
-    logits = random_logits((1, 2, 3, 4, 5), "float32")
+@pytest.mark.parametrize("columns", [5, 6, 8])
+def test_what_neighbours_outside_hold_shows_nowhere(backend, direction, method, columns):
+    logits = random_logits((1, 2, 3, 4, columns), "float32")
     dweight = random_upstream(logits.shape, "float32")
     options = {"direction": direction, "method": method}
     weight = backend(gspn2_cupy.normalize_weights, logits, **options)
@@ -243,12 +344,13 @@ def test_a_constant_stays_constant(backend, direction, method):
     assert_close(h, np.full(shape, 3.0), np.float64)
 
 
+@every_direction
 @every_method
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_memory_layouts(backend, method, layout):
-    logits = random_logits((2, 3, 3, 4, 5), "float32")
+def test_memory_layouts(backend, direction, method, layout):
+    logits = random_logits((2, 3, 3, 4, 8), "float32")
     dweight = random_upstream(logits.shape, "float32")
-    options = {"direction": "bottom_to_top", "method": method}
+    options = {"direction": direction, "method": method}
     strided, strided_upstream = backend.strided(logits, layout), backend.strided(dweight, layout)
     assert_same_bits(
         backend(gspn2_cupy.normalize_weights, strided, **options),
@@ -258,3 +360,55 @@ def test_memory_layouts(backend, method, layout):
         backend(gspn2_cupy.normalize_weights_backward, strided_upstream, strided, **options),
         backend(gspn2_cupy.normalize_weights_backward, dweight, logits, **options),
     )
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def layout(shape, dtype="float32"):
+    kind = data_type(dtype)
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return Layout(tuple(shape), strides, kind.c_name, kind.itemsize)
+
+
+@every_direction
+@every_dtype
+@pytest.mark.parametrize("images", [(1, 1), (4, 3), (32, 1152)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1), (2, 2), (7, 7), (14, 14), (1, 3000), (3000, 1), (1023, 1024), (16384, 16384), (1, 2**24), (2**24, 1)],
+    ids=str,
+)
+def test_blocks_cover_the_images_and_no_more(direction, dtype, images, size):
+    logits = layout((*images, 3, *size), dtype)
+    for made in (
+        _plan_pixels.normalize(direction, "softmax", logits, logits),
+        _plan_pixels.normalize_backward(direction, "softmax", logits, logits, logits),
+    ):
+        scan, vector = made.geometry["scan"], int(dict(made.spec.defines)["VECTOR"])
+        columns, rows = (scan[name] for name in (("lines", "width") if scan["along"] else ("width", "lines")))
+        across, down, deep = made.block
+        blocks_across, blocks_down = int(made.geometry["blocks_across"]), int(made.geometry["blocks_down"])
+        blocks_deep, rest = divmod(made.grid[0], blocks_across * blocks_down)
+        assert rest == 0
+        assert (blocks_across - 1) * across * vector < columns <= blocks_across * across * vector
+        assert (blocks_down - 1) * down < rows <= blocks_down * down
+        assert (blocks_deep - 1) * deep < math.prod(images) <= blocks_deep * deep
+        assert made.grid[0] < 2**31 or logits.bytes > 2**41  # more than the memory of any GPU
+        assert deep <= 64
+        assert 32 <= across * down * deep <= int(dict(made.spec.defines)["MOST_THREADS"])
+
+
+def test_a_vector_is_whole_and_aligned_in_every_array():
+    whole = layout((2, 3, 3, 8, 16))
+    state = layout(whole.shape, "bfloat16")
+    changed = [
+        replace(whole, alignment=8),
+        replace(whole, strides=(1296, 432, 144, 18, 1)),
+        replace(whole, alignment=4),
+    ]
+    for other, pixels in zip((whole, state, *changed), (4, 4, 2, 2, 1), strict=True):
+        for arrays in ((whole, whole, other), (whole, other, whole), (other, whole, whole)):
+            made = [_plan_pixels.normalize_backward("left_to_right", "sigmoid", *arrays)]
+            made += [_plan_pixels.normalize("left_to_right", "sigmoid", *arrays[:2])] if whole is arrays[2] else []
+            assert {dict(plan.spec.defines)["VECTOR"] for plan in made} == {str(pixels)}

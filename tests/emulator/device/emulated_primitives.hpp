@@ -22,6 +22,11 @@ inline void write_shared(bool wanted, Piece* shared, const Piece& piece) {
   if (wanted) *shared = piece;
 }
 
+template <typename T>
+inline T reciprocal(T value) {
+  return 1 / value;
+}
+
 // One call site for all, so that warps may meet here from different places.
 inline void block_sync() {
   __syncthreads();
