@@ -17,7 +17,7 @@ import numpy as np
 
 import gspn2_cupy
 from benchmarks.timing import Timing
-from gspn2_cupy import _checks, _launch, _plan, _plan_forward, _steps, reference
+from gspn2_cupy import _checks, _launch, _plan, _plan_scan, _steps, reference
 from gspn2_cupy._arrays import data_type
 
 SMALL = (1, 8, 32, 32)  # so small that the device never keeps the host waiting
@@ -88,7 +88,7 @@ def host_side() -> Iterator[tuple[str, Callable[[], object]]]:
     arrays = (*scan, None, a["x"], None)
     launcher = SimpleNamespace(limits=limits)
     yield "plan found in its cache", lambda: _steps.scan_plan(launcher, "left_to_right", None, *arrays)
-    yield "plan made anew", lambda: _plan_forward.line_scan(*given)
+    yield "plan made anew", lambda: _plan_scan.line_scan(*given)
 
 
 def _layout(array: np.ndarray) -> _plan.Layout:

@@ -5,7 +5,7 @@ python -m benchmarks.sweep --shapes batch_1k --cases "bfloat16 SH" --tiles 4,2,2
 
 Tiles are random changes of the planned ones, or, in the order of the fields of `Tiles`, those that are named. Each
 result is compared bit for bit with the planned kernel's; times are medians of graph replays over rotating buffers.
-The rules of gspn2_cupy/_plan_forward.py come from such sweeps, as docs/optimization_log.md tells.
+The rules of gspn2_cupy/_plan_scan.py come from such sweeps, as docs/optimization_log.md tells.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.cases import SHAPES
 from benchmarks.gpu import opened
 from benchmarks.runner import command_line, commit, machine
-from gspn2_cupy import _launch, _plan_forward, _plan_slices, _plan_tiles, _steps
+from gspn2_cupy import _launch, _plan_scan, _plan_slices, _plan_tiles, _steps
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._plan import Layout, LineScan, total_bytes
 from gspn2_cupy._plan_slices import Slices
@@ -87,7 +87,7 @@ def near(tiles, chance):
 def candidates(limits, name, case, direction, adjoint, tries, named=()):
     """Shapes and their plans: the planned one first."""
     scan = scan_of(direction, layouts_of(name, case, adjoint), adjoint)
-    planned = _plan_forward.line_scan(limits, scan)
+    planned = _plan_scan.line_scan(limits, scan)
     yield "planned", planned
     for tiles in named:
         plan = _plan_tiles.tiles_plan(limits, tiles, scan)

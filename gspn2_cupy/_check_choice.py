@@ -17,7 +17,7 @@ from gspn2_cupy import _launch
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case, call, make_arrays
 from gspn2_cupy._plan import OPPOSITE, KernelSpec, Layout, LineScan
-from gspn2_cupy._plan_forward import line_scan
+from gspn2_cupy._plan_scan import line_scan
 from gspn2_cupy._warmup import array_without_memory
 from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gspn2_cupy import _launch, _plan, _plan_forward, _plan_gradients, _plan_pixels, _plan_projection
+from gspn2_cupy import _launch, _plan, _plan_gradients, _plan_pixels, _plan_projection, _plan_scan
 from gspn2_cupy._arrays import DataType, address, data_type
 
 Array = Any
@@ -104,14 +104,14 @@ def scan(
 
 def scan_plan(launcher: _launch.Launcher, direction: str, chunk: int | None, *arrays: Array | None) -> _plan.LaunchPlan:
     """Plan one direction of x, weight, λ, h0, h and h_last."""
-    plan: _plan.LaunchPlan = planned(_plan_scan, (launcher.limits, direction, chunk, False), *arrays)
+    plan: _plan.LaunchPlan = planned(_plan_line_scan, (launcher.limits, direction, chunk, False), *arrays)
     return plan
 
 
-def _plan_scan(
+def _plan_line_scan(
     limits: _plan.DeviceLimits, direction: str, chunk: int | None, adjoint: bool, *layouts: Any
 ) -> _plan.LaunchPlan:
-    return _plan_forward.line_scan(limits, replace(_plan.LineScan(direction, chunk, *layouts), adjoint=adjoint))
+    return _plan_scan.line_scan(limits, replace(_plan.LineScan(direction, chunk, *layouts), adjoint=adjoint))
 
 
 def adjoint(
@@ -127,7 +127,7 @@ def adjoint(
     """Run one direction backwards into ``g`` and ``dh0``."""
     lam = None
     arrays: tuple[Array | None, ...] = (dh, weight, lam, dh_last, g, dh0)
-    plan = planned(_plan_scan, (launcher.limits, _plan.OPPOSITE[direction], chunk, True), *arrays)
+    plan = planned(_plan_line_scan, (launcher.limits, _plan.OPPOSITE[direction], chunk, True), *arrays)
     if plan.spec.entry == "line_scan_adjoint":  # the plain kernel, which knows no λ
         arrays = (dh, weight, dh_last, g, dh0)
     _launch.run(launcher, plan, *arrays, *scan_workspace(launcher, plan, type_of(g)))

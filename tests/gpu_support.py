@@ -29,7 +29,7 @@ FUNCTIONS = (
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
-# By the kernel that a forward scan from left to right in float32 has on an H100 (tests/test_plan_forward.py).
+# By the kernel that a forward scan from left to right in float32 has on an H100 (tests/test_plan_scan.py).
 SHAPES = {
     "tiles": (2, 4, 72, 64),
     "small slices": (2, 4, 9, 37),

@@ -10,7 +10,7 @@ from emulator import emulated, require
 from helpers import assert_close, image_shape, lines, make_scan, outside, state_type
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _plan_forward
+from gspn2_cupy import ALL_DIRECTIONS, _plan_scan
 from gspn2_cupy.reference import HORIZONTAL
 
 OLDER = {"compute_capability": (7, 5)}
@@ -30,8 +30,8 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def no_other_kernel(monkeypatch):
-    monkeypatch.delattr(_plan_forward, "tiles_plan")  # whoever plans one fails
-    monkeypatch.delattr(_plan_forward, "slices_plan")
+    monkeypatch.delattr(_plan_scan, "tiles_plan")  # whoever plans one fails
+    monkeypatch.delattr(_plan_scan, "slices_plan")
 
 
 def unused(case, chunk):

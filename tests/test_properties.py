@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, LineScanGrads, PropagateGrads, _plan_forward, _steps, reference
+from gspn2_cupy import ALL_DIRECTIONS, LineScanGrads, PropagateGrads, _plan_scan, _steps, reference
 from gspn2_cupy._plan import LineScan
 
 sizes = st.integers(0, 9) | st.sampled_from([31, 33, 127])  # mostly tiny; around one warp, and several
@@ -109,7 +109,7 @@ def scans_in_tiles(draw):
 def test_line_scan_in_tiles(backend, case, chunk):
     arrays, line = (case.x, case.weight, case.lam), case.h0
     layouts = [_steps.optional_layout(array) for array in (*arrays, line, case.x, line)]
-    plan = _plan_forward.line_scan(LIMITS, LineScan(case.direction, chunk, *layouts))
+    plan = _plan_scan.line_scan(LIMITS, LineScan(case.direction, chunk, *layouts))
     assert plan.spec.entry == "line_scan_tiles"
     h, h_last = backend(gspn2_cupy.line_scan, *arrays, **case.options(chunk), return_last=True)
     # by the reference in float64, which the other tests hold to the loops: these images are too large for loops

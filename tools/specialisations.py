@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan, _plan_forward, _plan_slices, _warmup
+from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan, _plan_scan, _plan_slices, _warmup
 from gspn2_cupy._check_choice import Type, candidates, forward_scan, run_without_memory
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, LineScan
 from gspn2_cupy.reference import HORIZONTAL
@@ -184,9 +184,9 @@ def _all_of_slices(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
         for has_lam, direction in itertools.product(_lam(types), ALL_DIRECTIONS):
             size = (across, lines) if direction in HORIZONTAL else (lines, across)
             scan = _scan_of((1, 4, *size), groups, direction, has_lam, types)
-            carried, rows = _plan_forward.carried_channels(scan), _plan_forward.rows_of_lane(scan)
-            in_rounds = _plan_forward.warps_in_rounds(scan) if carried == 1 else ()
-            dealt = [(warps, 1) for warps in (_plan_forward.WARPS if groups == 1 else (1,))]
+            carried, rows = _plan_scan.carried_channels(scan), _plan_scan.rows_of_lane(scan)
+            in_rounds = _plan_scan.warps_in_rounds(scan) if carried == 1 else ()
+            dealt = [(warps, 1) for warps in (_plan_scan.WARPS if groups == 1 else (1,))]
             for warps, rounds in (*dealt, *((warps, 2) for warps in in_rounds)):
                 plan = _plan_slices.slices_plan(limits, _plan_slices.Slices(rows, carried, warps, 1, rounds), scan)
                 if plan is not None:
@@ -216,7 +216,7 @@ def _all_of_tiles(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
                 size = (across, lines) if along else (lines, across)
                 shape = (slices, per_group, *size)
                 scan = _scan_of(shape, 1, direction, has_lam, types)
-                plan = _plan_forward.line_scan(limits, scan)
+                plan = _plan_scan.line_scan(limits, scan)
                 if plan.spec.entry == "line_scan_tiles":
                     yield plan
                     if along:  # backwards everything else is the same; upwards the kernel too

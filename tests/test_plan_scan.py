@@ -10,7 +10,7 @@ import gpu_support
 import numpy as np
 import pytest
 
-from gspn2_cupy import ALL_DIRECTIONS, _plan_forward, _plan_slices
+from gspn2_cupy import ALL_DIRECTIONS, _plan_scan, _plan_slices
 from gspn2_cupy._check_choice import forward_scan
 from gspn2_cupy._plan import DeviceLimits, Layout, LineScan
 from gspn2_cupy.reference import HORIZONTAL
@@ -55,7 +55,7 @@ def layout(shape, kind="float"):
 def plan_of(device, direction, shape, kind="float", groups=1, **changes):
     x, weight = layout(shape, kind), layout((shape[0], groups, 3, *shape[2:]), kind)
     arrays = {"x": x, "weight": weight, "lam": x, "h0": None, "h": x, "h_last": None} | changes
-    return _plan_forward.line_scan(device, LineScan(direction, None, **arrays))
+    return _plan_scan.line_scan(device, LineScan(direction, None, **arrays))
 
 
 def sizes_of(plan):
@@ -310,7 +310,7 @@ def test_the_tests_of_graphs_and_streams_see_every_kind_of_kernel():
     for name, shape in gpu_support.SHAPES.items():
         groups = 2 if shape[1] % 2 == 0 else 1
         kind = ("float", 4)
-        plan = _plan_forward.line_scan(
+        plan = _plan_scan.line_scan(
             DEVICES["H200"], forward_scan(shape, groups, "left_to_right", True, kind, kind, kind)
         )
         kinds[name] = (plan.spec.entry, int(dict(plan.spec.defines).get("CLUSTER", 1)) > 1, plan.cooperative)
