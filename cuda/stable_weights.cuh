@@ -110,7 +110,7 @@ struct Pixels {
   }
 };
 
-// The neighbours of one of the pixels, their logits and weights. Logits of those outside are 0, whatever memory holds.
+// The neighbours of one of the pixels, their logits and weights. What memory holds for those outside shows in no weight.
 struct Neighbours {
   bool inside[3];
   State logit[3];
@@ -118,7 +118,7 @@ struct Neighbours {
 
   __device__ __forceinline__ Neighbours(const Pixels& pixels, int number, const Triples<SCALAR>& logits)
       : inside{pixels.i + number * pixels.step > 0, true, pixels.i + number * pixels.step + 1 < pixels.width} {
-    for (int k = 0; k < 3; ++k) logit[k] = inside[k] ? logits.tap[k].widened(number) : State(0);
+    for (int k = 0; k < 3; ++k) logit[k] = logits.tap[k].widened(number);
     State largest = logit[1];
     if (inside[0] && logit[0] > largest) largest = logit[0];
     if (inside[2] && logit[2] > largest) largest = logit[2];

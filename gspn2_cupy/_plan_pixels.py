@@ -82,7 +82,7 @@ def _normalize(entry: str, direction: str, method: str, weight: str, arrays: dic
         geometry=geometry,
         workspace=0,
         bytes_moved=total_bytes(*arrays.values()),
-        reason=f"{vector} pixels of a row to a thread, {across} threads side by side, {down} rows, {deep} images",
+        reason=f"{vector} pixels of a row to a thread",
     )
 
 

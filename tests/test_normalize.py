@@ -171,6 +171,30 @@ def test_emulated_weights_of_the_states_type(direction, method, dtype, columns):
 
 
 @every_method
+def test_emulated_weights_are_rounded_as_divisions_are(method):
+    """But for numbers of which the CPU rounds an exponential in another way."""
+    require()
+    rng, shape = np.random.default_rng(7), (1, 1, 3, 64, 64)
+    logits = rng.standard_normal(shape, np.float32)
+    # from one of three to none of them, beside two whose sum is no power of two
+    logits[:, :, 0] -= rng.uniform(0, 87, shape[3:]).astype(np.float32)
+    weight = np.full(logits.shape, np.nan, np.float32)
+    with emulated() as device:
+        _steps.normalize(device, logits, weight, "top_to_bottom", method)
+    z = logits[..., 1:-1]  # all neighbours exist
+    if method == "sigmoid":
+        numerator = 1 / (1 + np.exp(-np.maximum(z, -40).astype(np.float64)).astype(np.float32))
+    else:
+        numerator = np.exp((z - z.max(axis=2, keepdims=True)).astype(np.float64)).astype(np.float32)
+    expected = numerator / (numerator[:, :, :1] + numerator[:, :, 1:2] + numerator[:, :, 2:])
+    ranges = [(2.0**-118, 1)] + [(2.0**-126, 2.0**-118)] * (method == "softmax")
+    for smallest, largest in ranges:
+        there = (expected >= smallest) & (expected < largest)
+        assert there.sum() > 100
+        assert np.mean(weight[..., 1:-1][there] != expected[there]) < 0.005
+
+
+@every_method
 @pytest.mark.parametrize(("forwards", "backwards"), [ALL_DIRECTIONS[:2], ALL_DIRECTIONS[2:]])
 def test_a_scan_backwards_has_the_same_neighbours(backend, method, forwards, backwards):
     logits, dweight = random_logits((1, 2, 3, 8, 8), "float32"), random_upstream((1, 2, 3, 8, 8), "float32")
@@ -292,6 +316,20 @@ def test_nan_logits_spoil_their_own_pixel_and_no_other(backend, direction, metho
         for result, expected in ((weight, clean), (gradient, clean_gradient)):
             assert np.all(np.isnan(result[spoilt & inside].astype(np.float64)))
             assert_same_bits(result[~spoilt], expected[~spoilt])
+
+
+@every_direction
+@every_method
+@pytest.mark.parametrize("columns", [5, 8])
+def test_neighbours_outside_of_spoilt_pixels_still_have_a_weight_of_zero(backend, direction, method, columns):
+    logits = np.full((1, 2, 3, 4, columns), np.nan, np.float32)
+    there = outside(logits.shape, direction)
+    options = {"direction": direction, "method": method}
+    weight = backend(gspn2_cupy.normalize_weights, logits, **options)
+    gradient = backend(gspn2_cupy.normalize_weights_backward, np.ones_like(logits), logits, **options)
+    for result in (weight, gradient):
+        assert np.array_equal(result == 0, there)
+        assert np.array_equal(np.isnan(result), ~there)
 
 
 @every_direction

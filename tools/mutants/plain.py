@@ -385,11 +385,6 @@ PLAIN += mutants(
     ("pixels on successive lines share one", "step = scan.along ? 0 : 1;", "step = 1;"),
     ("pixels of one line lie on several", "step = scan.along ? 0 : 1;", "step = 0;"),
     ("the first pixel's logits for all", "logits.tap[k].widened(number)", "logits.tap[k].widened(0)"),
-    (
-        "look at logits outside",
-        "inside[k] ? logits.tap[k].widened(number) : State(0);",
-        "logits.tap[k].widened(number);",
-    ),
     ("ignore a logit in the largest", "if (inside[2] && logit[2] > largest) largest = logit[2];", ""),
     ("let an outside logit be the largest", "if (inside[0] && logit[0] > largest)", "if (logit[0] > largest)"),
     ("wrong slope", "return quotient(decay, size,", "return quotient(1, size,"),
