@@ -66,18 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"CUDA driver {driver}, CuPy {cupy.__version__}")
 
     dtypes = available_dtypes()
-    planned = choose(limits, candidates(limits, dtypes))
     report = Report()
     # More than eight threads compile no faster: 69 ms a kernel on a host of 16 cores, and 84 with 15 of them.
     pool = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2) - 1)))
     try:
-        kernels = check_cases(planned, launcher, report, start + arguments.seconds, cupy.asarray, cupy.asnumpy, pool)
+        kernels = Kernels(launcher, pool)
+        planned = choose(limits, candidates(limits, dtypes), kernels.prepare)
+        made = check_cases(planned, kernels, report, start + arguments.seconds, cupy.asarray, cupy.asnumpy)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     check_behaviours(cupy, report)
     print(report.table())
     seconds = time.monotonic() - start
-    print(f"\n{kernels} kernels, {report.cases} of {len(planned)} cases, {seconds:.0f} s: {report.verdict()}")
+    print(f"\n{made} kernels, {report.cases} of {len(planned)} cases, {seconds:.0f} s: {report.verdict()}")
     if arguments.bench and report.passed:  # no speed of what is wrong
         _check_bench.run(cupy)
     return 0 if report.passed else 1
@@ -215,25 +216,42 @@ class Progress:
 # --- against the reference --------------------------------------------------------------------------------------------
 
 
+class Kernels:
+    """Compiles kernels, each once: ahead of their launches if there is a pool."""
+
+    def __init__(self, launcher: Any, pool: Executor | None = None) -> None:
+        self._launcher, self._pool = launcher, pool
+        self._device = None if pool is None else _current_device()
+        self._compiled: dict[Launch, Callable[[], Any]] = {}
+
+    @property
+    def on_device(self) -> bool:
+        """Whether they are for a CUDA device."""
+        return self._pool is not None
+
+    def prepare(self, launch: Launch, shared_bytes: int) -> None:
+        """See to it that a kernel will be compiled."""
+        if launch not in self._compiled:
+            compile_it = partial(_prepare, self._launcher, self._device, *launch, shared_bytes)
+            self._compiled[launch] = compile_it if self._pool is None else self._pool.submit(compile_it).result
+
+    def wait(self, launch: Launch) -> None:
+        """Return when it is, or raise what came of it."""
+        self._compiled[launch]()
+
+
 def check_cases(
     planned: Sequence[Planned],
-    launcher: Any,
+    kernels: Kernels,
     report: Report,
     deadline: float,
     to_device: Callable[[Array], Array],
     to_host: Callable[[Array], Array],
-    pool: Executor | None = None,
 ) -> int:
-    """Run cases until the deadline, with a pool compiling ahead of them; return how many kernels were compiled."""
+    """Run cases until the deadline, while their kernels are compiled; return how many of these have been."""
     progress = Progress(len(planned))
-    device = None if pool is None else _current_device()
-    most: dict[Launch, int] = {}  # bytes of shared memory
     for launch, shared_bytes in (item for each in planned for item in each.launches.items()):
-        most[launch] = max(shared_bytes, most.get(launch, 0))
-    compiled: dict[Launch, Callable[[], Any]] = {}
-    for launch, shared_bytes in most.items():
-        prepare = partial(_prepare, launcher, device, *launch, shared_bytes)
-        compiled[launch] = prepare if pool is None else pool.submit(prepare).result
+        kernels.prepare(launch, shared_bytes)
     done: set[Launch] = set()
     for number, each in enumerate(planned):
         if time.monotonic() > deadline or report.lost:
@@ -244,13 +262,13 @@ def check_cases(
         try:
             with watched(str(each.case)):
                 for launch in each.launches:
-                    compiled[launch]()
+                    kernels.wait(launch)
                     done.add(launch)
                 report.add(each.case, errors(each.case, number, to_device, to_host))
         except Exception as error:  # whatever it is, it is what the user wants to know
             key = (each.case.operation, each.case.dtype)
             report.fail(key, f"{each.case}: {type(error).__name__}: {_one_line(error)}")
-            report.lost = pool is not None and not _answers()
+            report.lost = kernels.on_device and not _answers()
     progress.end()
     return len(done)
 

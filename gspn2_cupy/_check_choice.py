@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,10 +113,15 @@ NOT_SHAPE = frozenset(
 )
 
 
-def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> list[Planned]:
+def choose(
+    limits: Any,
+    candidates: Iterable[tuple[bool, Case]],
+    prepare: Callable[[Launch, int], object] = lambda launch, shared_bytes: None,
+) -> list[Planned]:
     """Keep the cases that launch something new, and those marked: first one of each shape of a kernel, then the rest.
 
-    The rest come in turns, so that of those that find no time no kernel, type or direction is left out altogether.
+    The rest come in turns, so that of those that find no time no kernel, type or direction is left out altogether. What
+    a case of the first launches is prepared as soon as it is found.
     """
     first, then = [], []
     known: set[Launch] = set()
@@ -126,6 +131,8 @@ def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> list[Planned
         of_case = {shape_of(*launch) for launch in launched}
         if marked or not shapes.issuperset(of_case):
             first.append(Planned(case, launched))
+            for launch, shared_bytes in launched.items():
+                prepare(launch, shared_bytes)
         elif not known.issuperset(launched):
             then.append(Planned(case, launched, first=False))
         known.update(launched)
@@ -264,10 +271,13 @@ def _shapes(
     image = _image(slices, size, direction)
     x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
     weight, dh = state if logits else x, state if operation == UNIT and not logits else x
-    scans = [forward_scan(image, slices[2], direction, lam, x, weight, h) for h in dict.fromkeys((x, state))]
-    if operation == UNIT:
-        scans = scans[1:]
-    for scan in (*scans, adjoint_scan(image, slices[2], OPPOSITE[direction], dh, weight, state)):
+    scans = []
+    if dh == x:  # else forward it is like a backward of its own that recomputes h
+        results = (state,) if operation == UNIT else dict.fromkeys((x, state))
+        scans = [forward_scan(image, slices[2], direction, lam, x, weight, h) for h in results]
+    if lam:  # of which an adjoint knows nothing
+        scans.append(adjoint_scan(image, slices[2], OPPOSITE[direction], dh, weight, state))
+    for scan in scans:
         plan = line_scan(limits, scan)
         pieces = [each for each in plan.spec.defines if each[0] in ("PIECE", "RAGGED")]
         yield scan.weight.c_name, scan.h.c_name, shape_of(plan.spec, plan.cooperative), *pieces

@@ -8,8 +8,9 @@ must move, and why it was chosen; ``GSPN2_PRINT_PLAN=1`` prints each one as it i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -258,10 +259,36 @@ class LineScan:
         """Elements of x, weights and h that 16 bytes hold."""
         return tuple(16 // layout.itemsize for layout in (self.x, self.weight, self.h))
 
+    @cached_property
+    def piece(self) -> int:
+        """Bytes by which the arrays' rows can be copied: 16, 8, 4 or 2.
+
+        0 where pixels are apart, or memory runs backwards: to the kernel an address before an array's is nowhere.
+        """
+        arrays = (*self.images, self.weight)
+        if any(array.strides[-1] != 1 or min(array.strides) < 0 for array in arrays):
+            return 0
+        starts = [array.itemsize * step for array in arrays for step in (array.shape[-1], *_steps_of(array))]
+        return math.gcd(16, *(array.alignment for array in arrays), *starts)
+
+    @cached_property
+    def short_offsets(self) -> bool:
+        """Whether an int counts the elements of each array."""
+        return all(span(array) < 2**31 for array in (*self.images, self.weight))
+
     def geometry(self) -> Any:
         """Return the struct that tells a kernel of the arrays."""
         arrays = {"x": self.x, "weight": self.weight, "lam": self.lam, "first": self.h0, "h": self.h}
         return scan_geometry(self.direction, self.chunk, self.x, self.groups, arrays | {"last": self.h_last})
+
+
+def _steps_of(array: Layout) -> Iterator[int]:
+    """Yield the strides from row to row, channel to channel and image to image.
+
+    That of rows even where there is one: addresses of rows that do not exist have to be aligned, too.
+    """
+    yield array.strides[-2]
+    yield from (stride for size, stride in zip(array.shape[:-2], array.strides[:-2], strict=True) if size > 1)
 
 
 def plain_line_scan(scan: LineScan) -> LaunchPlan:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from gspn2_cupy import _plan
 from gspn2_cupy._plan import DeviceLimits, LaunchPlan, LineScan
 from gspn2_cupy._plan_slices import BESIDE_SHARED, Slices, bytes_of_block, slices_plan
-from gspn2_cupy._plan_tiles import Tiles, piece_bytes, shared_bytes_of, tiles_plan
+from gspn2_cupy._plan_tiles import Tiles, shared_bytes_of, tiles_plan
 
 ASYNCHRONOUS_COPIES = (8, 0)  # compute capability
 CLUSTERS = ((9, 0), (12, 0))  # from … to below
@@ -26,7 +26,7 @@ WARPS = (4, 2, 1)  # that may share weights in a block of the kernel for small s
 def line_scan(limits: DeviceLimits, scan: LineScan) -> LaunchPlan:
     """Plan a scan on a device."""
     if limits.compute_capability >= ASYNCHRONOUS_COPIES:
-        piece = piece_bytes(scan)
+        piece = scan.piece
         tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and piece > 0
         if scan.width <= _widest_slice(scan) or not tiled or piece < 16:
             # warps; with fewer, tiles of whole vectors hide the waits better
@@ -167,7 +167,7 @@ def _tiles(limits: DeviceLimits, scan: LineScan) -> Iterator[Tiles]:
     most = (2, 1) if scan.x.itemsize == 4 else (4, 2, 1)
     sets = next(sets for sets in most if per_group % sets == 0)
     shapes = _along(limits, scan, sets) if scan.along else _down(limits, scan, sets)
-    piece = piece_bytes(scan)
+    piece = scan.piece
     if piece < 16:
         shapes = (replace(tiles, copiers=4) for tiles in shapes)
     for tiles in shapes:

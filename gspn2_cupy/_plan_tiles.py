@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, Layout, LineScan, definitions, span
+from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, LineScan, definitions
 
 
 @dataclass(frozen=True)
@@ -35,27 +34,6 @@ class Tiles:
     def threads(self) -> int:
         """Threads of a block."""
         return 32 * (self.warps * self.sets + self.copiers)
-
-
-def piece_bytes(scan: LineScan) -> int:
-    """Return by how many bytes the arrays' rows can be copied: 16, 8, 4 or 2.
-
-    0 where pixels are apart, or memory runs backwards: to the kernel an address before an array's is nowhere.
-    """
-    arrays = (*scan.images, scan.weight)
-    if any(array.strides[-1] != 1 or min(array.strides) < 0 for array in arrays):
-        return 0
-    starts = [array.itemsize * step for array in arrays for step in (array.shape[-1], *_steps_of(array))]
-    return math.gcd(16, *(array.alignment for array in arrays), *starts)
-
-
-def _steps_of(array: Layout) -> Iterator[int]:
-    """Yield the strides from row to row, channel to channel and image to image.
-
-    That of rows even where there is one: addresses of rows that do not exist have to be aligned, too.
-    """
-    yield array.strides[-2]
-    yield from (stride for size, stride in zip(array.shape[:-2], array.strides[:-2], strict=True) if size > 1)
 
 
 def _consistent(tiles: Tiles, scan: LineScan, group: int) -> bool:
@@ -100,24 +78,23 @@ def _registers(tiles: Tiles, scan: LineScan, offset: int) -> int:
     if scan.along and weight.itemsize < x.itemsize:
         group += 2 * elements  # a lane reads twice as many lines as x has in a vector, and makes their results
     converted = 8 if tiles.ahead and x.c_name == "__half" else 0  # which takes more than bfloat16's shift
-    pieces = 40 if piece_bytes(scan) < 16 else 0
+    pieces = 40 if scan.piece < 16 else 0
     return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + beside + pieces + 48 + 4 * offset, 255)
 
 
 def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str = "") -> LaunchPlan | None:
     """Plan the tile kernel in a given shape; None if it does not fit the device, or into itself."""
-    weight, along, width = scan.weight, scan.along, scan.width
+    along, width = scan.along, scan.width
     units = scan.slices // tiles.sets
-    offset = 4 if all(span(array) < 2**31 for array in (*scan.images, weight)) else 8
+    offset = 4 if scan.short_offsets else 8
     group = max(scan.vectors) if along else tiles.group
-    piece = piece_bytes(scan)
+    piece = scan.piece
     if piece == 0 or not _consistent(tiles, scan, group):
         return None
     shared = shared_bytes_of(tiles, scan)
     registers = _registers(tiles, scan, offset)
     if shared > limits.shared_bytes_per_block:
         return None
-    geometry = scan.geometry()
     resident = min(
         limits.shared_bytes_per_multiprocessor // (shared + 1024),
         65536 // (registers * tiles.threads),
@@ -136,13 +113,13 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str =
         band_rows = math.ceil(width / count / step) * step
         if band_rows > owned or band_rows < tiles.outer:
             return None
-        geometry["bands"] = (count, band_rows, 1)
+        bands = (count, band_rows, 1)
         # a cluster's blocks run together whatever the grid; other bands must all be resident
         grid = count * (units if tiles.cluster > 1 else min(units, most // count))
     elif tiles.warps > 1:
         if width > owned:
             return None
-        geometry["bands"] = (1, width, 1)
+        bands = (1, width, 1)
         grid = min(units, most)
     else:
         per_block = owned // width
@@ -150,7 +127,7 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str =
             per_block = min(per_block, 1)  # or the rows of a lane, or of a vector, would be of two slices
         if per_block == 0:
             return None
-        geometry["bands"] = (1, width, per_block)
+        bands = (1, width, per_block)
         grid = min(-(-units // per_block), most)
     if grid == 0:
         return None
@@ -178,6 +155,8 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str =
         "RAGGED": int(width % tiles.rows != 0),
     }
     together = count > 1 and tiles.cluster == 1
+    geometry = scan.geometry()
+    geometry["bands"] = bands
     return LaunchPlan(
         spec=KernelSpec("line_scan_tiles.cu", "line_scan_tiles", scan.types + definitions(defines)),
         grid=(grid, 1, 1),

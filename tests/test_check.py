@@ -191,7 +191,7 @@ def check_all(device, dtypes, monkeypatch=None, run=None):
         monkeypatch.setattr(_launch, "run", run)
     report = _check.Report()
     deadline = time.monotonic() + 600
-    _check.check_cases(planned, device, report, deadline, lambda array: array, lambda array: array)
+    _check.check_cases(planned, _check.Kernels(device), report, deadline, lambda array: array, lambda array: array)
     return planned, report
 
 
@@ -238,7 +238,9 @@ def test_an_error_is_reported_and_the_rest_goes_on(device, monkeypatch):
 def test_what_does_not_fit_into_the_time_is_counted(device):
     planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY))
     report = _check.Report()
-    _check.check_cases(planned, device, report, time.monotonic() - 1, lambda array: array, lambda array: array)
+    _check.check_cases(
+        planned, _check.Kernels(device), report, time.monotonic() - 1, lambda array: array, lambda array: array
+    )
     assert (report.cases, report.left_out) == (0, len(planned))
     assert f"{len(planned)} more cases did not fit into the time; run it again" in report.table()
     assert (report.verdict(), report.passed) == ("NOT CHECKED", False)
@@ -250,7 +252,7 @@ def test_what_is_left_out_at_last_is_other_types(device, monkeypatch):
     times = iter((0, 2, 2, 2))
     monkeypatch.setattr(_check.time, "monotonic", lambda: next(times))
     report = _check.Report()
-    _check.check_cases(some, device, report, 1, lambda array: array, lambda array: array)
+    _check.check_cases(some, _check.Kernels(device), report, 1, lambda array: array, lambda array: array)
     assert (report.cases, report.left_out) == (1, 2)
     assert (report.verdict(), report.passed) == ("all of these ok", True)
     assert "2 more cases did not fit into the time: each kernel has run in all its shapes" in report.table()
@@ -259,7 +261,9 @@ def test_what_is_left_out_at_last_is_other_types(device, monkeypatch):
 def test_a_lost_device_is_no_lack_of_time(device, monkeypatch):
     planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY))
     report = _check.Report(lost=True)
-    _check.check_cases(planned, device, report, time.monotonic() + 9, lambda array: array, lambda array: array)
+    _check.check_cases(
+        planned, _check.Kernels(device), report, time.monotonic() + 9, lambda array: array, lambda array: array
+    )
     _check.check_behaviours(None, report)
     assert f"{len(planned)} more cases were not run: the device answers no more" in report.table()
     assert {row.result for row in report.rows.values()} == {"not run: the device answers no more"}
