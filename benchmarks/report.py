@@ -124,7 +124,7 @@ def accuracy_table(content: Content) -> str:
 
 def remarks(content: Content) -> str:
     """Name what is not in the tables."""
-    notes = []
+    notes = [content["note"]] if "note" in content else []
     if "copy" in content:
         notes.append(f"A copy of 4 GiB ran at {content['copy']['gbps']:.0f} GB/s, bytes read and written.")
     notes += [f"{package} is missing ({reason})." for package, reason in content.get("missing", {}).items()]
