@@ -143,6 +143,20 @@ def test_emulated_adjoint(case, direction):
 
 
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+def test_emulated_adjoint_a_weight_that_is_no_number_spoils_one_row(direction):
+    """The last lane has a row beyond the slice, for which it reads the last row's weights again."""
+    require()
+    case = "two rows in a lane, one in the last"
+    x, weight, _, h0, line, state = arrays_of(case, direction)
+    weight[(..., 0, -1, 2) if direction in HORIZONTAL else (..., 0, 2, -1)] = np.nan  # handed from the last row up
+    with emulated(seed=6, schedule="random") as device:
+        (g, _), (plain, _) = both(device, case, [x, weight, None, h0], direction, line, state, adjoint=True)
+    assert np.array_equal(g, plain, equal_nan=True)
+    rows = np.isnan(g).any(axis=(0, 1, 3 if direction in HORIZONTAL else 2))
+    assert rows[-2] and not rows[0]
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 @pytest.mark.parametrize("case", ["four slices in a warp, single elements", "two channels in a lane"])
 def test_emulated_every_array_has_a_layout_of_its_own(case, direction):
     require()
