@@ -1,6 +1,7 @@
 """Try shapes of the tile kernel and of the kernel for small images near those that are planned, on a GPU.
 
 python -m benchmarks.sweep [--shapes NAME …] [--cases "bfloat16 SH" …] [--adjoint] [--tries 40] [--seconds 60]
+    [--output FILE.json]
 python -m benchmarks.sweep --shapes batch_1k --cases "bfloat16 SH" --tiles 4,2,2,4,32,8,32,2,8,0,1,64 …
 
 Tiles are random changes of the planned ones, or, in the order of the fields of `Tiles`, those that are named. Each

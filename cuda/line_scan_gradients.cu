@@ -8,7 +8,8 @@
 // neither on the image's size nor on VECTOR. Bytes moved per pixel and channel: g, h, x, λ, before in, dx, dλ out; per pixel and
 // group: three dw out.
 // ALONG: neighbours in memory lie on successive lines, the last of them first if REVERSED; otherwise they share a line.
-// VECTOR > 1: neighbours in memory have no gaps between them, and every vector is whole and aligned.
+// VECTOR > 1: neighbours in memory have no gaps between them, and every vector is whole and aligned. A line and a row have fewer
+// than 2^31 pixels.
 // Specialised by SCALAR (x, λ, dλ), WEIGHT (dw), RESULT (h), SUM (dx), STATE, MOST_THREADS, VECTOR, ALONG, REVERSED.
 #include "geometry.cuh"
 #include "pack.cuh"

@@ -21,8 +21,8 @@
 // carries from line to line becomes wrong in halos as h does, a row per line.
 // Bytes moved: x, λ, h once per pixel and channel, three weights once per pixel and SETS channels; and the share
 // 2·OUTER / BLOCK_ROWS of the reads again, from L2.
-// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE (float), ADJOINT, OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, SETS, WARPS, COPIERS,
-// LINES, INNER, OUTER, STAGES, GROUP (lines that a lane reads at once), AHEAD (whether it reads the next ones before it computes
+// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE (float), ADJOINT, OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, SETS, WARPS,
+// COPIERS, LINES, INNER, OUTER, STAGES, GROUP (lines that a lane reads at once), AHEAD (whether it reads the next ones before it computes
 // these), BLOCKS (that a multiprocessor must hold at once), CLUSTER, FETCH (bytes asked into L2 around each copy), PIECE (bytes of
 // a copy: 16, or fewer where rows are no whole vectors), RAGGED (whether a lane may have rows beyond the image).
 #include "tile_scan.cuh"

@@ -48,7 +48,7 @@ struct Sigmoid {
 };
 
 struct Softmax {
-  static constexpr State SCALE = SAME<State, float> ? 0x1p64 : 1;  // of numerators down to 2^-126; smaller are 0
+  static constexpr State SCALE = SAME<State, float> ? 0x1p64 : 1;  // of numerators down to 2^-126; smaller may be 0
 
   static __device__ __forceinline__ State numerator(State z, State largest) { return exponential(z - largest); }
   static __device__ __forceinline__ State weight(State numerator, State sum, State inverse) {

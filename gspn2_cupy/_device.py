@@ -290,7 +290,8 @@ def propagate_backward(
             if needs_g:
                 before, term = total if d > 0 else None, dx if d == len(directions) - 1 else total
                 dw = weights if dweight is not None and normalize is not None else _of(dweight, d)
-                arrays = (g, x, lam_d, h, None, before, term, _of(dlam, d), dw)
+                lines = None if dweight is None else h
+                arrays = (g, x, lam_d, lines, None, before, term, _of(dlam, d), dw)
                 _steps.gradients(launcher, *arrays, groups, direction, chunk)
             if dweight is not None and normalize is not None:
                 _steps.normalize_backward(launcher, weights, weight[:, d], dweight[:, d], direction, normalize)

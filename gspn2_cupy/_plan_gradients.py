@@ -90,7 +90,7 @@ def line_scan_gradients(
         shared_bytes=lanes * runs * 3 * vector * g.itemsize if dweight is not None and runs > 1 else 0,
         geometry=geometry,
         workspace=0,
-        bytes_moved=total_bytes(*images.values(), h0),
+        bytes_moved=total_bytes(*images.values(), h0 if dweight is not None else None),
         reason=f"{vector} pixels of a row and {run} channels to a thread, {runs} threads side by side for {channels}",
     )
 

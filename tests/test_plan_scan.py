@@ -1,4 +1,4 @@
-"""Which kernel runs a forward scan, and what its plan promises of memory, residency and rows, for several devices."""
+"""Which kernel runs a scan, and what its plan promises of memory, residency and rows, for several devices."""
 
 import itertools
 import math

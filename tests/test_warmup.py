@@ -45,7 +45,8 @@ def call_everything(shape, dtype, *, groups, directions, lam, u, normalize, chun
         arrays, options = (unit.x, unit.weight, unit.lam, unit.u), unit.options(chunk)
         gspn2_cupy.propagate(*arrays, **options)
         _, states = gspn2_cupy.propagate(*arrays, **options, return_states=True)
-        for needs in (None, *((name,) for name in PropagateGrads._fields)):
+        pairs = [("x", "u"), ("x", "merge"), ("lam", "u"), ("weight", "merge"), ("x", "weight")]
+        for needs in (None, *((name,) for name in PropagateGrads._fields), *pairs):
             for given in (None, states):
                 gspn2_cupy.propagate_backward(unit.dy, *arrays, **options, states=given, needs=needs)
 

@@ -1,4 +1,4 @@
-"""Mistakes in the forward scans that people's sizes take: tiles in a ring, and whole slices in shared memory."""
+"""Mistakes in the scans that people's sizes take: tiles in a ring, and whole slices in shared memory."""
 
 from __future__ import annotations
 
