@@ -98,3 +98,23 @@ def test_emulated_what_is_not_finite_spreads_one_pixel_a_line(direction, place, 
         assert np.isnan(value) or not np.isnan(line).any()
         reached = np.abs(np.arange(size[1]) - i) <= step - t
         assert np.array_equal(~np.isfinite(line), reached & (step // chunk == t // chunk))
+
+
+@pytest.mark.parametrize("direction", ALL_DIRECTIONS)
+@pytest.mark.parametrize("place", [(19, 96), (18, 127), (16, 299), (12, 0)])  # (line, pixel), at the edges of blocks
+@pytest.mark.parametrize(("value", "chunk"), [(np.nan, 20), (np.nan, 6), (np.inf, 20)])
+def test_emulated_backward_what_is_not_finite_spreads_one_pixel_a_line(direction, place, value, chunk):
+    # As forward, from the last line to the first: without λ, dx is g.
+    require()
+    size, (t, i) = (20, 300), place
+    case = make_scan(image_shape(1, 1, size, direction), direction, lam=False)
+    element = lines(case.dh, direction, t, t + 1)
+    element[(0, 0, i, 0) if direction in HORIZONTAL else (0, 0, 0, i)] = value
+    arrays, options = (case.dh, case.x, case.weight), {"direction": direction, "chunk": chunk}
+    with emulated(seed=i, schedule="random", limits=OLDER):
+        g = gspn2_cupy.line_scan_backward(*arrays, **options, needs=["x"]).x
+    for step in range(size[0]):
+        line = lines(g, direction, step, step + 1).ravel()
+        assert np.isnan(value) or not np.isnan(line).any()
+        reached = np.abs(np.arange(size[1]) - i) <= t - step
+        assert np.array_equal(~np.isfinite(line), reached & (step // chunk == t // chunk))

@@ -70,6 +70,7 @@ FAST += mutants(
         "adjoint: rows that do not exist live",
         "line[r] = !Ragged || r < exist ? line[r] + (",
         "line[r] = true ? line[r] + (",
+        "nobody reads them: the row before takes no product from them, and the next lane has another slice or none",
     ),
     ("adjoint: never restart", "(restarts ? State(0) : state[r])", "state[r]"),
     ("adjoint: a product of the row itself", "up[r + !last]", "up[r]"),
