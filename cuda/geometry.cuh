@@ -81,7 +81,7 @@ struct Geometry {
   Scan scan;
   Bands bands;
   Runs runs;
-  Image x, lam, h;
+  Image x, lam, h, u;  // h or what it is merged into, with strides that the sum so far has, too
   Taps weight;
   Line first, last;  // the state before the first line and after the last, or their gradients
 };

@@ -16,10 +16,12 @@
 // where a piece is a whole vector of 16 bytes, vectors change places, in another way from period to period, so that eight
 // lanes, of eight rows, do so at any length.
 // Bytes moved: x, λ, h once, three weights once per pixel and channel (SHARED: per block).
+// MERGING = 1: h is merged into a sum on its way out (merge_term.cuh) and is not written itself.
 // ADJOINT = 1: the same for g[t] = dh[t] + A[t+1]ᵀ·g[t+1], its mirror image (scan_lane.cuh), with dh for x and g for h.
-// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE, ADJOINT, ALONG, REVERSED, HAS_LAM, ROWS, RAGGED (the last lane has
+// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h, sum), STATE, ADJOINT, MERGING, HAS_U, ALONG, REVERSED, HAS_LAM, ROWS, RAGGED (the last lane has
 // fewer), CHANNELS, SHARED, GROUP, STAGES. What follows from sizes and addresses alone comes with the launch: geometry.runs.
 #include "geometry.cuh"
+#include "merge_term.cuh"
 #include "primitives.cuh"
 #include "scan_lane.cuh"
 
@@ -27,7 +29,12 @@ using namespace gspn2;
 
 namespace {
 
-constexpr bool IN_PLACE = sizeof(RESULT) == sizeof(SCALAR);  // h takes the place of x
+#if MERGING
+using Hidden = State;  // what h is until it is merged: unrounded
+#else
+using Hidden = RESULT;
+#endif
+constexpr bool IN_PLACE = sizeof(Hidden) == sizeof(SCALAR);  // h takes the place of x
 constexpr int ACROSS = !ALONG && !RAGGED ? ROWS : 1;         // rows that a lane reads at once
 constexpr int MOST_THREADS = 256;                            // of a block
 constexpr int PACK = GROUP * ACROSS;
@@ -35,7 +42,7 @@ constexpr int PACKS = ROWS / ACROSS;
 // What a lane reads at once and computes from it, in registers. If they allow, it reads before it has computed the last; and
 // where they are few, the compiler is asked for two of the largest blocks, or it would spill to make room for more.
 constexpr int READ = PACK * PACKS * (3 * sizeof(WEIGHT) + CHANNELS * (1 + HAS_LAM) * sizeof(SCALAR)) / 4;
-constexpr int MADE = PACK * PACKS * CHANNELS * sizeof(RESULT) / 4;
+constexpr int MADE = PACK * PACKS * CHANNELS * sizeof(Hidden) / 4;
 constexpr bool AHEAD = READ <= 40;
 constexpr int BLOCKS = READ + MADE <= 40 ? 2 : 1;
 constexpr bool SWIZZLED = GROUP > 1 && GROUP * sizeof(SCALAR) == 16;
@@ -108,11 +115,40 @@ struct Run {
       for (int k = count / STEP * STEP + thread; k < count; k += threads) to[k] = at<T>(k);
     });
   }
+  // The same, merged with what lies at the same places from `first` on in its array, from `first_u` on in u's.
+  template <typename Sum>
+  __device__ __forceinline__ void merge_out(Sum* sum, const Merge& merge, long long first_u, long long first, int count,
+                                            int bytes, int thread, int threads) const {
+    for_size(bytes, [&](auto size) {
+      constexpr int STEP = size.value / sizeof(T), AT_ONCE = size.value == 16 ? 4 : 1;
+      const auto merge_some = [&](auto pack, auto at_once, int k, int end) {
+        constexpr int PACK_OF = pack.value, TIMES = at_once.value;
+        Addends<PACK_OF> addends[TIMES];
+#pragma unroll
+        for (int j = 0; j < TIMES; ++j) {
+          const int at = k + j * threads * PACK_OF;
+          if (at < end) addends[j].read(merge, first_u + at, first + at);
+        }
+#pragma unroll
+        for (int j = 0; j < TIMES; ++j) {
+          const int place = k + j * threads * PACK_OF;
+          if (place >= end) continue;
+          write_pack(sum + first + place, addends[j].template add<Sum>(merge, at<Pack<T, PACK_OF>>(place)));
+        }
+      };
+      const int whole = count / STEP * STEP;
+#pragma unroll 1
+      for (int k = thread * STEP; k < whole; k += AT_ONCE * threads * STEP) {
+        merge_some(Size<STEP>(), Size<AT_ONCE>(), k, whole);
+      }
+      for (int k = whole + thread; k < count; k += threads) merge_some(Size<1>(), Size<1>(), k, count);
+    });
+  }
 
  private:
-  template <int Bytes>
+  template <int Value>
   struct Size {
-    static constexpr int value = Bytes;
+    static constexpr int value = Value;
   };
   // Do it by 16, 8 or 4 bytes at a time, or by elements.
   template <typename Work>
@@ -151,7 +187,7 @@ __device__ __forceinline__ long long lowest(const Array& array, long long slice,
 struct Stage {
   Run<WEIGHT> taps;
   Run<SCALAR> x, lam;
-  Run<RESULT> h;
+  Run<Hidden> h;
 };
 
 // What a lane scans: ROWS rows of CHANNELS slices. Instead of rows and slices that do not exist it reads some that do: where a
@@ -187,7 +223,7 @@ struct Lines {
 
   // Scan one of them, counted by address.
   __device__ __forceinline__ void advance(const Lane& lane, State (&state)[CHANNELS][ROWS],
-                                          Pack<RESULT, PACK> (&result)[CHANNELS][PACKS], int k, bool restarts) const {
+                                          Pack<Hidden, PACK> (&result)[CHANNELS][PACKS], int k, bool restarts) const {
     State weights[3][ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
@@ -204,7 +240,7 @@ struct Lines {
       }
       scan_line<ADJOINT, RAGGED>(state[c], weights, line, restarts, lane.has_above, lane.has_below, lane.exist);
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) result[c][r / ACROSS].value[k + r % ACROSS] = narrow<RESULT>(line[r]);
+      for (int r = 0; r < ROWS; ++r) result[c][r / ACROSS].value[k + r % ACROSS] = narrow<Hidden>(line[r]);
     }
   }
 };
@@ -216,9 +252,17 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
                      const WEIGHT* weight,  // [B, G, 3, T, I]
                      const SCALAR* lam,     // [B, C, T, I] or null: 1
                      const State* h0,       // [B, C, I] or null: no previous line; adjoint: dh_last or null
-                     RESULT* h,             // [B, C, T, I]; adjoint: g
+                     RESULT* h,             // [B, C, T, I]; adjoint: g; merging: the sum
                      State* h_last,         // [B, C, I] or null; adjoint: dh0 or null
+#if MERGING
+                     const State* before,  // [B, C, T, I] or null: 0; with h's strides
+                     const SCALAR* u,      // [B, C, T, I]; only if HAS_U
+                     const SCALAR* m,      // [1] or null: 1
+#endif
                      const Geometry geometry) {
+#if MERGING
+  const Merge merge(u, before, m);
+#endif
   const Scan& scan = geometry.scan;
   const int lines = static_cast<int>(scan.lines), width = static_cast<int>(scan.width), area = lines * width;
   // From one lane's mouth, so that the compiler knows that a warp's lanes agree.
@@ -241,14 +285,14 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
   const Run<WEIGHT> shared_taps = SHARED ? region<WEIGHT>(shared, 3 * area, turn) : Run<WEIGHT>{shared, turn};
   const int stage_bytes = (SHARED ? 0 : region_bytes<WEIGHT>(3 * units * area)) +
                           (HAS_LAM ? 2 : 1) * region_bytes<SCALAR>(units * area) +
-                          (IN_PLACE ? 0 : region_bytes<RESULT>(units * area));
+                          (IN_PLACE ? 0 : region_bytes<Hidden>(units * area));
   const auto stage_of = [&](int round) {
     char* at = shared + (warp * STAGES + round % STAGES) * stage_bytes;
     Stage stage;
     stage.taps = SHARED ? shared_taps : region<WEIGHT>(at, 3 * units * area, turn);
     stage.x = region<SCALAR>(at, units * area, turn);
     stage.lam = HAS_LAM ? region<SCALAR>(at, units * area, turn) : stage.x;
-    stage.h = IN_PLACE ? Run<RESULT>{stage.x.bytes, turn} : region<RESULT>(at, units * area, turn);
+    stage.h = IN_PLACE ? Run<Hidden>{stage.x.bytes, turn} : region<Hidden>(at, units * area, turn);
     return stage;
   };
 
@@ -323,7 +367,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
       if (AHEAD) next.read(stage, lane, lowest_of(min(t + GROUP, lines - GROUP)));
       if (!AHEAD) now.read(stage, lane, lowest_of(t));
       __syncwarp();  // h goes where a lane without a slice of its own has read x
-      Pack<RESULT, PACK> result[CHANNELS][PACKS];
+      Pack<Hidden, PACK> result[CHANNELS][PACKS];
 #pragma unroll
       for (int m = 0; m < GROUP; ++m) {
         const int k = REVERSED ? GROUP - 1 - m : m;
@@ -359,7 +403,13 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, BLOCKS)
 
     // --- take out ---------------------------------------------------------------------------------------------------
     __syncwarp();
-    stage.h.take_out(h + lowest(geometry.h, geometry.h.slice(b, c0), scan), slices * area, by, thread, 32);
+    const long long to = lowest(geometry.h, geometry.h.slice(b, c0), scan);
+#if MERGING
+    const long long u_at = lowest(geometry.u, geometry.u.slice(b, c0), scan);
+    stage.h.merge_out(h, merge, u_at, to, slices * area, by, thread, 32);
+#else
+    stage.h.take_out(h + to, slices * area, by, thread, 32);
+#endif
     if (STAGES > 1) {
       __syncwarp();
       bring(round + 2);

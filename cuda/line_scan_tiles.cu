@@ -17,11 +17,12 @@
 //
 // ALONG = 1: pixels are contiguous along the scan (horizontal scans); REVERSED = 1: it runs towards lower addresses.
 // ALONG = 0: pixels are contiguous across the scan (vertical scans); lanes write h themselves.
+// MERGING = 1: h is merged into a sum on its way out (merge_term.cuh) and is not written itself.
 // ADJOINT = 1: the same for g[t] = dh[t] + A[t+1]ᵀ·g[t+1], its mirror image (scan_lane.cuh), with dh for x and g for h. What it
 // carries from line to line becomes wrong in halos as h does, a row per line.
 // Bytes moved: x, λ, h once per pixel and channel, three weights once per pixel and SETS channels; and the share
 // 2·OUTER / BLOCK_ROWS of the reads again, from L2.
-// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h), STATE (float), ADJOINT, OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, SETS, WARPS,
+// Specialised by SCALAR (x, λ), WEIGHT, RESULT (h, sum), STATE (float), ADJOINT, MERGING, HAS_U, OFFSET, ALONG, REVERSED, HAS_LAM, ROWS, SETS, WARPS,
 // COPIERS, LINES, INNER, OUTER, STAGES, GROUP (lines that a lane reads at once), AHEAD (whether it reads the next ones before it computes
 // these), BLOCKS (that a multiprocessor must hold at once), CLUSTER, FETCH (bytes asked into L2 around each copy), PIECE (bytes of
 // a copy: 16, or fewer where rows are no whole vectors), RAGGED (whether a lane may have rows beyond the image).
@@ -58,10 +59,20 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
                     const WEIGHT* weight,  // [B, G, 3, T, I]
                     const SCALAR* lam,     // [B, C, T, I] or null: 1
                     const State* h0,       // [B, C, I] or null: no previous line; adjoint: dh_last or null
-                    RESULT* h,             // [B, C, T, I]; adjoint: g
+                    RESULT* h,             // [B, C, T, I]; adjoint: g; merging: the sum
                     State* h_last,         // [B, C, I] or null; adjoint: dh0 or null
                     Word* mail,            // [blocks, BOX_WORDS] zeros, or null: a cluster or one band
+#if MERGING
+                    const State* before,  // [B, C, T, I] or null: 0; with h's strides
+                    const SCALAR* u,      // [B, C, T, I]; only if HAS_U
+                    const SCALAR* m,      // [1] or null: 1
+#endif
                     const Geometry geometry) {
+#if MERGING
+  const Merge merge(u, before, m);
+#else
+  const Merge merge(nullptr, nullptr, nullptr);
+#endif
   const Scan& scan = geometry.scan;
   const int bands = static_cast<int>(geometry.bands.count), units_of_block = static_cast<int>(geometry.bands.units);
   const int band = static_cast<int>(blockIdx.x) % bands, band_rows = static_cast<int>(geometry.bands.rows);
@@ -109,7 +120,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       if (load_unit < rows.units) {
         rows.unit = load_unit;
         if (load_tile == 0) copier.aim(rows, geometry);
-        copier.load(stage_of(ring, count), x, weight, lam, rows, geometry, load_tile, left(load_tile));
+        copier.load(stage_of(ring, count), x, weight, lam, merge, rows, geometry, load_tile, left(load_tile));
         if (++load_tile == tiles) {
           load_tile = 0;
           load_unit += unit_step;
@@ -119,8 +130,8 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     };
     const auto store = [&](int count) {
       rows.unit = store_unit;
-      if (store_tile == 0) copier.aim_back(rows, geometry);
-      copier.store(ring, count, h, rows, geometry, store_tile, left(store_tile));
+      if (!MERGING && store_tile == 0) copier.aim_back(rows, geometry);
+      copier.store(ring, count, h, merge, rows, geometry, store_tile, left(store_tile));
       if (++store_tile == tiles) {
         store_tile = 0;
         store_unit += unit_step;
@@ -134,7 +145,13 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     for (int unit = first_unit; unit < rows.units; unit += unit_step) {
       for (int tile = 0; tile < tiles; ++tile, ++count) {
         if (ALONG && count > 0) store(count - 1);
+        if (ALONG && OVER_BOTH) __syncwarp();
         load(count + STAGES - 1);
+        if (ALONG && MERGING) {
+          rows.unit = unit;
+          if (tile == 0) copier.aim_back(rows, geometry);
+          copier.ask(merge, rows, geometry, tile, left(tile));
+        }
         copy_async_wait<STAGES - 2>();
         block_sync();
       }
@@ -200,10 +217,10 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
         for (int first = 0; first < LINES; first += SUB, to += SUB * geometry.h.line) {
           const int left = exist - first;
           if (left >= SUB && restart_in >= first + SUB) {
-            scanner.scan<true>(ring, count, first, to, geometry.h, SUB, 0, 0);
+            scanner.scan<true>(ring, count, first, to, merge, geometry.h, SUB, 0, 0);
           } else if (left > 0) {
             const int chunk = static_cast<int>(min(scan.chunk, static_cast<long long>(SUB)));
-            scanner.scan<false>(ring, count, first, to, geometry.h, min(left, SUB), restart_in - first, chunk);
+            scanner.scan<false>(ring, count, first, to, merge, geometry.h, min(left, SUB), restart_in - first, chunk);
             while (restart < start + first + SUB) restart += scan.chunk;
             restart_in = static_cast<int>(min(restart - start, static_cast<long long>(LINES)));
           }

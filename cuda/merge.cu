@@ -8,14 +8,14 @@
 // PACK > 1: every array's image (C, H, W) is one run of memory; a thread has PACK neighbouring pixels of image blockIdx.y.
 // PACK = 1: a thread has one pixel of one channel, in any strides.
 // Bytes moved per pixel and channel: h, u, before in, sum, states out, where they are there.
-// Specialised by SCALAR (u, m, states), HIDDEN (h), SUM, STATE, THREADS, PACK.
+// Specialised by SCALAR (u, m, states), HIDDEN (h), SUM, STATE, HAS_U, THREADS, PACK.
 #include "geometry.cuh"
-#include "pack.cuh"
+#include "merge_term.cuh"
 
 using namespace gspn2;
 
 extern "C" __global__ void __launch_bounds__(THREADS) merge(const HIDDEN* h,      // [B, C, H, W]
-                                                            const SCALAR* u,      // [B, C, H, W] or null: 1
+                                                            const SCALAR* u,      // [B, C, H, W]
                                                             const SCALAR* m,      // [1] or null: 1
                                                             const State* before,  // [B, C, H, W] or null: 0
                                                             SUM* sum,             // [B, C, H, W]
@@ -25,20 +25,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) merge(const HIDDEN* h,    
   if (number >= geometry.scan.pixels() / (PACK > 1 ? geometry.scan.batch : 1)) return;
   const Place place(geometry.scan, PACK > 1 ? 0 : number);
   const auto at = [&](const Image& image) { return PACK > 1 ? blockIdx.y * image.batch + number : place.in(image); };
-  const State factor = m ? widen(*m) : State(1);
+  const Merge merge_by(u, before, m);
+  Addends<PACK> addends;
+  addends.read(merge_by, at(geometry.u), at(geometry.before));
   const auto hidden = read_pack<PACK>(h + at(geometry.h));
-  Pack<SCALAR, PACK> modulation, kept;
-  Pack<State, PACK> value;
-  Pack<SUM, PACK> result;
-  if (u) modulation = read_pack<PACK>(u + at(geometry.u));
-  if (before) value = read_pack<PACK>(before + at(geometry.before));
+  write_pack(sum + at(geometry.sum), addends.add<SUM>(merge_by, hidden));
+  if (states) {
+    Pack<SCALAR, PACK> kept;
 #pragma unroll
-  for (int k = 0; k < PACK; ++k) {
-    const State modulated = u ? modulation.widened(k) * hidden.widened(k) : hidden.widened(k);
-    const State total = before ? multiply_add(factor, modulated, value.value[k]) : factor * modulated;
-    result.value[k] = narrow<SUM>(total);
-    kept.value[k] = narrow<SCALAR>(hidden.widened(k));
+    for (int k = 0; k < PACK; ++k) kept.value[k] = narrow<SCALAR>(hidden.widened(k));
+    write_pack(states + at(geometry.states), kept);
   }
-  write_pack(sum + at(geometry.sum), result);
-  if (states) write_pack(states + at(geometry.states), kept);
 }

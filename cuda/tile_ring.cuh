@@ -10,6 +10,7 @@
 #pragma once
 
 #include "geometry.cuh"
+#include "merge_term.cuh"
 #include "primitives.cuh"
 #include "scan_lane.cuh"
 
@@ -26,6 +27,11 @@ constexpr bool PACKED = WARPS == 1 && OUTER == 0;  // a block holds several whol
 
 using Offset = OFFSET;  // int where every array is small enough, long long elsewhere
 using Vector = Pack<unsigned, 4>;
+#if MERGING
+using Hidden = State;  // what h is until it is merged: unrounded
+#else
+using Hidden = RESULT;
+#endif
 template <typename T>
 __device__ constexpr int piece_of() {
   return PIECE < sizeof(T) ? sizeof(T) : PIECE;
@@ -65,17 +71,30 @@ struct Layout {
 };
 
 constexpr int TAPS_VECTORS = Layout<WEIGHT>::VECTORS, IMAGE_VECTORS = Layout<SCALAR>::VECTORS;
-constexpr int STAGE_VECTORS = 3 * TAPS_VECTORS + BLOCK_CHANNELS * (1 + HAS_LAM) * IMAGE_VECTORS;
+// Across the scan, what h will be merged with comes through the ring, too: the sum so far, then u.
+constexpr bool ADDENDS_STAGED = MERGING && !ALONG;
+constexpr int ADDENDS_AT = 3 * TAPS_VECTORS + BLOCK_CHANNELS * (1 + HAS_LAM) * IMAGE_VECTORS;
+constexpr int BEFORE_VECTORS = ADDENDS_STAGED ? Layout<State>::VECTORS : 0;
+constexpr int STAGE_VECTORS =
+    ADDENDS_AT + BLOCK_CHANNELS * (BEFORE_VECTORS + (ADDENDS_STAGED && HAS_U) * IMAGE_VECTORS);
 
-// Along the scan h leaves through shared memory: over x, but beside the ring where x is of another size, and at the rows that
-// two warps of the block have, one of which may still read x. What lies beside is there twice: one is filled, one leaves.
-constexpr bool OVER_X = sizeof(RESULT) == sizeof(SCALAR);
+// Along the scan h leaves through shared memory: over x, or over x and λ where it is twice as large; but beside the ring where
+// there is no λ then, and at the rows that two warps of the block have, one of which may still read x. What lies beside is there
+// twice: one is filled, one leaves.
+constexpr bool OVER_BOTH = HAS_LAM && sizeof(Hidden) == 2 * sizeof(SCALAR);
+constexpr bool OVER_X = sizeof(Hidden) == sizeof(SCALAR) || OVER_BOTH;
 constexpr int SHARED_ROWS = (WARPS - 1) * 2 * INNER;
 constexpr int BESIDE_ROWS = !ALONG ? 0 : OVER_X ? SHARED_ROWS : BLOCK_ROWS;
 constexpr int BESIDE_VECTORS =
-    BESIDE_ROWS * (ALONG ? LINES * static_cast<int>(sizeof(RESULT)) / 16 : 0);  // of a channel
+    BESIDE_ROWS * (ALONG ? LINES * static_cast<int>(sizeof(Hidden)) / 16 : 0);  // of a channel
 constexpr int RING_VECTORS = STAGES * STAGE_VECTORS + 2 * BLOCK_CHANNELS * BESIDE_VECTORS;
 
+// Where vector n of a slot of h lies, counted from x: every second one over λ, if it lies over both, so that it covers lines that
+// its lane has read.
+__device__ __forceinline__ int place_over(int slot, int n) {
+  if (!OVER_BOTH) return Layout<Hidden>::place(slot, n);
+  return n % 2 * BLOCK_CHANNELS * IMAGE_VECTORS + Layout<SCALAR>::place(slot, n / 2);
+}
 __device__ __forceinline__ Vector* stage_of(Vector* ring, int tile) {
   return ring + tile % STAGES * STAGE_VECTORS;
 }
@@ -86,7 +105,7 @@ __device__ __forceinline__ Vector* ring_beside(Vector* ring, int tile) {
   return ring + STAGES * STAGE_VECTORS + tile % 2 * BLOCK_CHANNELS * BESIDE_VECTORS;
 }
 __device__ __forceinline__ int place_beside(int row, int n) {
-  using Lay = Layout<RESULT>;
+  using Lay = Layout<Hidden>;
   constexpr int SLOT_VECTORS = Lay::SLOT_VECTORS, PERIOD = SLOT_VECTORS >= 8 ? 1 : 8 / SLOT_VECTORS;
   const int which = OVER_X ? (row / WARP_STEP - 1) * 2 * INNER + row % WARP_STEP : Lay::slot_of_row(row);
   return which * SLOT_VECTORS + (n ^ (which / PERIOD % SLOT_VECTORS));
@@ -117,15 +136,21 @@ struct Rows {
   }
 };
 
-// The vectors of an array of T that a copying thread has of every tile: each COPYING-th of them, from `thread` on.
-template <typename T>
+// The vectors of an array of T that a copying thread has of every tile: each COPYING-th of them, from `thread` on. Over: of h, where
+// it lies over x and λ; a warp has those that lie over its vectors of x and λ, twice as many, which are neighbours.
+template <typename T, bool Over = false>
 struct Strip {
   using Lay = Layout<T>;
   static constexpr int BYTES = piece_of<T>(), OF_PIECE = BYTES / sizeof(T), PIECES = 16 / BYTES;
+  static constexpr int COUNT = Over ? 2 * Layout<SCALAR>::COUNT : Lay::COUNT;
   int thread;
 
-  __device__ __forceinline__ int which(int k) const { return thread + k * COPYING; }
-  __device__ __forceinline__ bool has(int k) const { return Lay::VECTORS % COPYING == 0 || which(k) < Lay::VECTORS; }
+  __device__ __forceinline__ int which(int k) const {
+    return Over ? (thread / 32 * 2 + k % 2) * 32 + thread % 32 + k / 2 * 2 * COPYING : thread + k * COPYING;
+  }
+  __device__ __forceinline__ bool has(int k) const {
+    return Lay::VECTORS % (Over ? 2 * COPYING : COPYING) == 0 || which(k) < Lay::VECTORS;
+  }
   __device__ __forceinline__ int row(int k) const {
     return Lay::row_of_slot(ALONG ? which(k) / Lay::SLOT_VECTORS : which(k) % Lay::SLOTS);
   }
@@ -133,6 +158,7 @@ struct Strip {
     return ALONG ? thread % Lay::SLOT_VECTORS : which(k) / Lay::SLOTS;
   }
   __device__ __forceinline__ int place(int k) const {  // COPYING vectors hold whole periods of Lay::place
+    if (Over) return place_over(which(k % 2) / Lay::SLOT_VECTORS, n(0)) + k / 2 * COPYING;
     return ALONG ? Lay::place(thread / Lay::SLOT_VECTORS, n(0)) + k * COPYING : which(k);
   }
   // The first line of piece j of a vector, and whether that piece of a vector that exists is in a tile of which `left` lines exist.
@@ -145,8 +171,8 @@ struct Strip {
   }
 };
 
-// A copying thread keeps the addresses of its vectors in registers, and when it has written h out it may start the next copy over
-// it. An address is that of tile 0. Strides are positive. Of a vector at the very start of an array a few pieces only may exist in
+// A copying thread keeps the addresses of its vectors in registers, and when it has written h out (OVER_BOTH: its warp has) it may
+// start the next copy over it. An address is that of tile 0. Strides are positive. Of a vector at the very start of an array a few pieces only may exist in
 // reversed scans, and then it begins before the array, by less than LINES. NOWHERE is the address of no vector, as aligned as any:
 // copies of no bytes start there, or past an array's end.
 constexpr Offset NOWHERE = -1024;
@@ -154,17 +180,23 @@ static_assert(LINES < 1024, "no vector is there");
 struct Copier {
   Strip<WEIGHT> of_taps;
   Strip<SCALAR> of_images;
-  Strip<RESULT> of_results;
+  Strip<Hidden, OVER_BOTH> of_hidden;
+  Strip<State> of_before;
   Offset taps[Layout<WEIGHT>::COUNT], x[Layout<SCALAR>::COUNT], lam[Layout<SCALAR>::COUNT];
-  Offset h[ALONG ? Layout<RESULT>::COUNT : 1];
-  int beside_at[BESIDE_ROWS ? Layout<RESULT>::COUNT : 1];  // where h lies beside the ring; -1: over x
+  static constexpr int LEAVING = ALONG ? Strip<Hidden, OVER_BOTH>::COUNT : 1;
+  Offset h[LEAVING];
+  Offset before[ADDENDS_STAGED ? Layout<State>::COUNT : 1];
+  Offset u[!HAS_U ? 1 : ALONG ? LEAVING : Layout<SCALAR>::COUNT];
+  int beside_at[BESIDE_ROWS ? LEAVING : 1];  // where h lies beside the ring; -1: over x
+  Addends<Layout<Hidden>::VECTOR> addends[MERGING ? BLOCK_CHANNELS : 1][MERGING ? LEAVING : 1];
 
-  __device__ __forceinline__ explicit Copier(int thread) : of_taps{thread}, of_images{thread}, of_results{thread} {}
+  __device__ __forceinline__ explicit Copier(int thread)
+      : of_taps{thread}, of_images{thread}, of_hidden{thread}, of_before{thread} {}
 
   // Where a vector of a strip lies in an array; `first`: the slice of the block's first unit, the only one it often has.
-  template <typename T, typename Array>
-  static __device__ __forceinline__ Offset address(const Rows& rows, const Strip<T>& strip, int k, const Array& array,
-                                                   bool grouped, long long first) {
+  template <typename T, bool Over, typename Array>
+  static __device__ __forceinline__ Offset address(const Rows& rows, const Strip<T, Over>& strip, int k,
+                                                   const Array& array, bool grouped, long long first) {
     const int row = strip.row(k);
     const long long slice = rows.several() ? rows.slice(array, rows.unit_of(row), grouped) : first;
     return static_cast<Offset>(slice) + rows.row_of(row) * static_cast<Offset>(array.cross) +
@@ -176,6 +208,7 @@ struct Copier {
     const long long first_taps = rows.slice(geometry.weight, rows.unit, true);
     const long long first_x = rows.slice(geometry.x, rows.unit, false);
     const long long first_lam = HAS_LAM ? rows.slice(geometry.lam, rows.unit, false) : 0;
+    const long long first_u = ADDENDS_STAGED && HAS_U ? rows.slice(geometry.u, rows.unit, false) : 0;
 #pragma unroll
     for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
       const bool exists = of_taps.has(k) && rows.exists(of_taps.row(k));
@@ -186,37 +219,42 @@ struct Copier {
       const bool exists = of_images.has(k) && rows.exists(of_images.row(k));
       x[k] = exists ? address(rows, of_images, k, geometry.x, false, first_x) : NOWHERE;
       if (HAS_LAM) lam[k] = exists ? address(rows, of_images, k, geometry.lam, false, first_lam) : NOWHERE;
+      if (ADDENDS_STAGED && HAS_U) {
+        const bool owns = of_images.has(k) && rows.owns(of_images.row(k));
+        u[k] = owns ? address(rows, of_images, k, geometry.u, false, first_u) : NOWHERE;
+      }
+    }
+    if (ADDENDS_STAGED) {  // of its own rows only: a neighbour may be writing the others'
+      const long long first = rows.slice(geometry.h, rows.unit, false);
+#pragma unroll
+      for (int k = 0; k < Layout<State>::COUNT; ++k) {
+        const bool owns = of_before.has(k) && rows.owns(of_before.row(k));
+        before[k] = owns ? address(rows, of_before, k, geometry.h, false, first) : NOWHERE;
+      }
     }
   }
   // Take up the unit whose h is to be stored.
   __device__ __forceinline__ void aim_back(const Rows& rows, const Geometry& geometry) {
     const long long first = rows.slice(geometry.h, rows.unit, false);
+    const long long first_u = HAS_U ? rows.slice(geometry.u, rows.unit, false) : 0;
 #pragma unroll
-    for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
-      const int row = of_results.row(k);
-      h[k] = of_results.has(k) && rows.owns(row) ? address(rows, of_results, k, geometry.h, false, first) : NOWHERE;
-      if (BESIDE_ROWS) beside_at[k] = beside(row) ? place_beside(row, of_results.n(k)) : -1;
+    for (int k = 0; k < LEAVING; ++k) {
+      const int row = of_hidden.row(k);
+      const bool leaves = of_hidden.has(k) && rows.owns(row);
+      h[k] = leaves ? address(rows, of_hidden, k, geometry.h, false, first) : NOWHERE;
+      if (HAS_U) u[k] = leaves ? address(rows, of_hidden, k, geometry.u, false, first_u) : NOWHERE;
+      if (BESIDE_ROWS) beside_at[k] = beside(row) ? place_beside(row, of_hidden.n(k)) : -1;
     }
   }
-
   // Start the copies of a tile of which `left` lines exist; what does not exist becomes 0.
   __device__ __forceinline__ void load(Vector* stage, const SCALAR* signal, const WEIGHT* weight, const SCALAR* scale,
-                                       const Rows& rows, const Geometry& geometry, int tile, int left) const {
+                                       const Merge& merge, const Rows& rows, const Geometry& geometry, int tile,
+                                       int left) const {
     const long long line = static_cast<long long>(tile) * LINES;
 #pragma unroll
     for (int tap = 0; tap < 3; ++tap) {
       const WEIGHT* const from = weight + line * geometry.weight.line + tap * geometry.weight.tap;
-#pragma unroll
-      for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
-        WEIGHT* const target = reinterpret_cast<WEIGHT*>(stage + tap * TAPS_VECTORS + of_taps.place(k));
-#pragma unroll
-        for (int j = 0; j < Strip<WEIGHT>::PIECES; ++j) {
-          const int at = j * of_taps.OF_PIECE;
-          const bool exists = taps[k] != NOWHERE && of_taps.in(k, j, left, rows);
-          copy_piece<Strip<WEIGHT>::BYTES, FETCH>(of_taps.has(k), target + at, from + taps[k] + at, exists);
-        }
-        if (Strip<WEIGHT>::BYTES == 2) in_order();
-      }
+      bring(of_taps, stage + tap * TAPS_VECTORS, from, taps, left, rows);
     }
     Vector* const images = stage + 3 * TAPS_VECTORS;
 #pragma unroll
@@ -237,11 +275,52 @@ struct Copier {
         }
         if (BYTES == 2) in_order();
       }
+      if (ADDENDS_STAGED) {
+        Vector* const addends = stage + ADDENDS_AT;
+        const long long steps = line * geometry.h.line + c * geometry.h.channel;
+        const long long steps_of_u = line * geometry.u.line + c * geometry.u.channel;
+        if (merge.before) bring(of_before, addends + c * BEFORE_VECTORS, merge.before + steps, before, left, rows);
+        if constexpr (ADDENDS_STAGED && HAS_U) {
+          Vector* const target = addends + BLOCK_CHANNELS * BEFORE_VECTORS + c * IMAGE_VECTORS;
+          bring(of_images, target, merge.u + steps_of_u, u, left, rows);
+        }
+      }
+    }
+  }
+  template <typename T, int Count>
+  static __device__ __forceinline__ void bring(const Strip<T>& strip, Vector* to, const T* from,
+                                               const Offset (&offsets)[Count], int left, const Rows& rows) {
+#pragma unroll
+    for (int k = 0; k < Count; ++k) {
+      T* const target = reinterpret_cast<T*>(to + strip.place(k));
+#pragma unroll
+      for (int j = 0; j < Strip<T>::PIECES; ++j) {
+        const int at = j * Strip<T>::OF_PIECE;
+        const bool exists = offsets[k] != NOWHERE && strip.in(k, j, left, rows);
+        copy_piece<Strip<T>::BYTES, FETCH>(strip.has(k), target + at, from + offsets[k] + at, exists);
+      }
+      if (Strip<T>::BYTES == 2) in_order();
+    }
+  }
+
+  // Along the scan: ask for what a tile's h will be merged with, of which `left` lines exist.
+  __device__ __forceinline__ void ask(const Merge& merge, const Rows& rows, const Geometry& geometry, int tile,
+                                      int left) {
+    const long long line = static_cast<long long>(tile) * LINES;
+#pragma unroll
+    for (int c = 0; c < BLOCK_CHANNELS; ++c) {
+      const long long from_u = line * geometry.u.line + c * geometry.u.channel;
+      const long long from = line * geometry.h.line + c * geometry.h.channel;
+#pragma unroll
+      for (int k = 0; k < LEAVING; ++k) {
+        if (h[k] != NOWHERE && of_hidden.in(k, 0, left, rows))
+          addends[c][k].read(merge, from_u + u[HAS_U ? k : 0], from + h[k]);
+      }
     }
   }
 
   // Write a tile's h to global memory, along the scan. `count`: the block's tiles before it, which tells where it lies.
-  __device__ __forceinline__ void store(Vector* ring, int count, RESULT* result, const Rows& rows,
+  __device__ __forceinline__ void store(Vector* ring, int count, RESULT* result, const Merge& merge, const Rows& rows,
                                         const Geometry& geometry, int tile, int left) const {
     const long long line = static_cast<long long>(tile) * LINES;
     const Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS;
@@ -250,14 +329,22 @@ struct Copier {
     for (int c = 0; c < BLOCK_CHANNELS; ++c) {
       RESULT* const to = result + line * geometry.h.line + c * geometry.h.channel;
 #pragma unroll
-      for (int k = 0; k < Layout<RESULT>::COUNT; ++k) {
+      for (int k = 0; k < LEAVING; ++k) {
         const bool is_beside = BESIDE_ROWS && beside_at[k] >= 0;
-        const RESULT* const from = reinterpret_cast<const RESULT*>(
-            is_beside ? aside + c * BESIDE_VECTORS + beside_at[k] : over + c * IMAGE_VECTORS + of_results.place(k));
+        const Vector* const from =
+            is_beside ? aside + c * BESIDE_VECTORS + beside_at[k] : over + c * IMAGE_VECTORS + of_hidden.place(k);
+        if constexpr (MERGING) {
+          using Hiddens = Pack<Hidden, Layout<Hidden>::VECTOR>;
+          if (h[k] != NOWHERE && of_hidden.in(k, 0, left, rows)) {
+            write_pack(to + h[k], addends[c][k].template add<RESULT>(merge, reinterpret_cast<const Hiddens&>(*from)));
+          }
+        } else {
 #pragma unroll
-        for (int j = 0; j < Strip<RESULT>::PIECES; ++j) {
-          const int at = j * of_results.OF_PIECE;
-          copy_out<Strip<RESULT>::BYTES>(h[k] != NOWHERE && of_results.in(k, j, left, rows), to + h[k] + at, from + at);
+          for (int j = 0; j < Strip<RESULT>::PIECES; ++j) {
+            const int at = j * of_hidden.OF_PIECE;
+            copy_out<Strip<RESULT>::BYTES>(h[k] != NOWHERE && of_hidden.in(k, j, left, rows), to + h[k] + at,
+                                           reinterpret_cast<const RESULT*>(from) + at);
+          }
         }
       }
     }

@@ -76,7 +76,7 @@ struct Scanner {
     }
   }
 
-  __device__ __forceinline__ void advance(const Group& group, Pack<RESULT, PACK> (&result)[PACKS], int m,
+  __device__ __forceinline__ void advance(const Group& group, Pack<Hidden, PACK> (&result)[PACKS], int m,
                                           bool restarts) {
     State taps[3][ROWS], line[ROWS];
 #pragma unroll
@@ -89,13 +89,13 @@ struct Scanner {
     }
     scan_line<ADJOINT, RAGGED>(state, taps, line, restarts, has_above, has_below, exist);
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) result[Group::pack(r, m)].value[Group::element(r, m)] = narrow<RESULT>(line[r]);
+    for (int r = 0; r < ROWS; ++r) result[Group::pack(r, m)].value[Group::element(r, m)] = narrow<Hidden>(line[r]);
   }
 
   // Along the scan: leave h for the copying warps.
-  __device__ __forceinline__ void leave(const Pack<RESULT, PACK> (&result)[PACKS], Vector* ring, int count,
+  __device__ __forceinline__ void leave(const Pack<Hidden, PACK> (&result)[PACKS], Vector* ring, int count,
                                         int n0) const {
-    using Lay = gspn2::Layout<RESULT>;
+    using Lay = gspn2::Layout<Hidden>;
     const int n = (REVERSED ? LINES - GROUP - n0 : n0) / Lay::VECTOR;
     const bool is_beside = beside(row0);
     Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS + set * IMAGE_VECTORS;
@@ -105,13 +105,28 @@ struct Scanner {
 #pragma unroll
       for (int v = 0; v < PACK / Lay::VECTOR; ++v) {
         Vector* const to =
-            is_beside ? aside + place_beside(row0 + p, n + v) : over + Lay::place(Lay::slot_of_row(row0 + p), n + v);
+            is_beside ? aside + place_beside(row0 + p, n + v) : over + place_over(Lay::slot_of_row(row0 + p), n + v);
         write_shared(keeps, to, reinterpret_cast<const Vector&>(result[p].value[v * Lay::VECTOR]));
       }
     }
   }
 
-  // Across the scan: write h, which has `left` lines from n0 on.
+  // What leaves of a pack of h across the scan, at line n of a tile: h, or what it is merged into.
+  template <typename Lines>
+  __device__ __forceinline__ Pack<RESULT, PACK> merged(const Lines& h, const Merge& merge, const Vector* stage,
+                                                       int n) const {
+    if constexpr (MERGING) {
+      const Vector* const addends_at = stage + ADDENDS_AT;
+      Addends<PACK> addends;
+      if (merge.before) addends.before = pack_at<State>(addends_at + set * BEFORE_VECTORS, 0, n);
+      if (HAS_U) addends.u = pack_at<SCALAR>(addends_at + BLOCK_CHANNELS * BEFORE_VECTORS + set * IMAGE_VECTORS, 0, n);
+      return addends.template add<RESULT>(merge, h);
+    } else {
+      return h;
+    }
+  }
+
+  // Across the scan: write h, or what it was merged into, which has `left` lines from n0 on.
   __device__ __forceinline__ void write(const Pack<RESULT, PACK> (&result)[PACKS], RESULT* to, const Image& h, int n0,
                                         int left) const {
     constexpr int OF_PIECE = Strip<RESULT>::OF_PIECE, PART = PACK > OF_PIECE ? OF_PIECE : PACK;
@@ -145,8 +160,8 @@ struct Scanner {
   // Scan SUB lines of a tile, from line `first` on. WHOLE: all are there and none restarts; otherwise `left` are, and line
   // `restart` of them restarts, then every `chunk` lines. `count`: the block's tiles before this one.
   template <bool WHOLE>
-  __device__ __forceinline__ void scan(Vector* ring, int count, int first, RESULT* to, const Image& h, int left,
-                                       int restart, int chunk) {
+  __device__ __forceinline__ void scan(Vector* ring, int count, int first, RESULT* to, const Merge& merge,
+                                       const Image& h, int left, int restart, int chunk) {
     const Vector* const stage = stage_of(ring, count);
     if (WHOLE && AHEAD && !primed) read(group, stage, first);
 #pragma unroll(WHOLE ? SUB / GROUP : 1)
@@ -155,7 +170,7 @@ struct Scanner {
       if (!WHOLE || !AHEAD) read(group, stage, first + n0);
       const bool goes_on = n0 + GROUP < SUB || first + SUB < LINES;
       if (WHOLE && AHEAD && goes_on) read(next, stage, first + n0 + GROUP);
-      Pack<RESULT, PACK> result[PACKS];
+      Pack<Hidden, PACK> result[PACKS];
 #pragma unroll
       for (int m = 0; m < GROUP; ++m) {
         const bool restarts = !WHOLE && n0 + m == restart;
@@ -165,7 +180,10 @@ struct Scanner {
       if (ALONG) {
         leave(result, ring, count, first + n0);
       } else {
-        write(result, to, h, n0, WHOLE ? SUB : left);
+        Pack<RESULT, PACK> leaving[PACKS];
+#pragma unroll
+        for (int m = 0; m < PACKS; ++m) leaving[m] = merged(result[m], merge, stage, first + n0 + m);
+        write(leaving, to, h, n0, WHOLE ? SUB : left);
       }
       if (WHOLE && AHEAD && goes_on) group = next;
     }

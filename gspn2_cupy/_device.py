@@ -184,9 +184,9 @@ def propagate(
 ) -> Array | tuple[Array, Array]:
     """See :func:`gspn2_cupy.propagate`.
 
-    Workspace, in the state's type: an image (B, C, H, W) for the hidden lines of a direction (float32 and float64 need
-    none with ``return_states``), another for the sum of a 16-bit type, and with ``normalize`` the weights of a
-    direction. One direction alone without ``u``, ``merge`` and ``return_states`` needs no image.
+    Workspace, in the state's type: an image (B, C, H, W) for the sum of several directions in a 16-bit type; another
+    for the hidden lines of a direction where they are not merged as they are scanned (states in a 16-bit type, and
+    scans that the tuned kernels can't merge); and with ``normalize`` the weights of a direction.
     """
     kind = _steps.type_of(x)
     state = kind.state.numpy_dtype
@@ -204,19 +204,24 @@ def propagate(
         def workspace(shape: tuple[int, ...], needed: bool) -> Array | None:
             return launcher.empty(shape, state) if needed else None
 
-        hidden = workspace(x.shape, not (plain and one) and not stays)
+        hidden = None
         total = workspace(x.shape, not one) if rounds else y
         weights = workspace(weight[:, 0].shape, normalize is not None)
         for d, direction in enumerate(directions):
-            w = _weights(launcher, weight, d, direction, normalize, weights)
-            term = y if d == len(directions) - 1 else total
+            w, lam_d, u_d = _weights(launcher, weight, d, direction, normalize, weights), _of(lam, d), _of(u, d)
+            before, term = (total if d > 0 else None), (y if d == len(directions) - 1 else total)
             if plain and d == 0:
-                _steps.scan(launcher, x, w, _of(lam, d), None, term, None, direction, chunk)
+                _steps.scan(launcher, x, w, lam_d, None, term, None, direction, chunk)
                 continue
-            h = _of(states, d) if stays else hidden
-            _steps.scan(launcher, x, w, _of(lam, d), None, h, None, direction, chunk)
-            before, kept = (total if d > 0 else None), (None if stays else _of(states, d))
-            _steps.merge(launcher, kind, h, _of(u, d), _factor(merge, d), before, term, kept)
+            factor = _factor(merge, d)
+            merged = (x, w, lam_d, u_d, factor, before, term)
+            if states is None and _steps.merging_scan(launcher, *merged, direction, chunk):
+                continue
+            if hidden is None:
+                hidden = workspace(x.shape, not stays)
+            h, kept = (_of(states, d), None) if stays else (hidden, _of(states, d))
+            _steps.scan(launcher, x, w, lam_d, None, h, None, direction, chunk)
+            _steps.merge(launcher, kind, h, u_d, factor, before, term, kept)
     return result
 
 

@@ -124,7 +124,7 @@ BANDS = np.dtype(_struct("count", "rows", "units"))
 RUNS = np.dtype(_struct("images", "taps", "turn", "rounds"))
 GEOMETRY = np.dtype(
     [("scan", SCAN), ("bands", BANDS), ("runs", RUNS)]
-    + [(name, IMAGE) for name in ("x", "lam", "h")]
+    + [(name, IMAGE) for name in ("x", "lam", "h", "u")]
     + [("weight", TAPS)]
     + [(name, LINE) for name in ("first", "last")]
 )
@@ -206,7 +206,8 @@ class LineScan:
     """One direction, h[t] = A[t]·h[t-1] + λ[t]·x[t], as planners see it; or its adjoint, g[t] = dh[t] + A[t+1]ᵀ·g[t+1].
 
     The adjoint is a scan in the opposite direction, with dh for x, g for h, and dh_last and dh0 for h0 and h_last.
-    ``weight`` and ``h`` may be in the state's type; the adjoint's ``x``, too.
+    ``weight`` and ``h`` may be in the state's type; the adjoint's ``x``, too. Merging, the scan writes no lines but the
+    sum before + m·(u ⊙ h) in ``h``'s place.
     """
 
     direction: str  # in which lines are visited
@@ -218,6 +219,9 @@ class LineScan:
     h: Layout
     h_last: Layout | None
     adjoint: bool = False
+    merging: bool = False
+    u: Layout | None = None
+    before: Layout | None = None  # in the state's type
 
     @property
     def along(self) -> bool:
@@ -242,12 +246,24 @@ class LineScan:
     @property
     def images(self) -> tuple[Layout, ...]:
         """The images of each channel."""
-        return tuple(layout for layout in (self.x, self.lam, self.h) if layout is not None)
+        images = (self.x, self.lam, self.h, self.u, self.before)
+        return tuple(layout for layout in images if layout is not None)
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes of a pixel of h in shared memory, where it is unrounded until it is merged."""
+        return 8 if self.x.itemsize == 8 else 4 if self.merging else self.h.itemsize
+
+    @property
+    def hidden_over(self) -> bool:
+        """Whether h fits into the place of x, or of x and λ, in shared memory."""
+        images = 1 if self.lam is None else 2
+        return self.hidden_bytes in (self.x.itemsize, images * self.x.itemsize)
 
     @property
     def bytes(self) -> int:
         """What it must move."""
-        return total_bytes(self.x, self.weight, self.lam, self.h0, self.h, self.h_last)
+        return total_bytes(self.weight, self.h0, self.h_last, *self.images)
 
     @property
     def types(self) -> tuple[tuple[str, str], ...]:
@@ -257,7 +273,7 @@ class LineScan:
     @property
     def vectors(self) -> tuple[int, ...]:
         """Elements of x, weights and h that 16 bytes hold."""
-        return tuple(16 // layout.itemsize for layout in (self.x, self.weight, self.h))
+        return 16 // self.x.itemsize, 16 // self.weight.itemsize, 16 // self.hidden_bytes
 
     @cached_property
     def piece(self) -> int:
@@ -279,7 +295,8 @@ class LineScan:
     def geometry(self) -> Any:
         """Return the struct that tells a kernel of the arrays."""
         arrays = {"x": self.x, "weight": self.weight, "lam": self.lam, "first": self.h0, "h": self.h}
-        return scan_geometry(self.direction, self.chunk, self.x, self.groups, arrays | {"last": self.h_last})
+        arrays |= {"last": self.h_last, "u": self.u}
+        return scan_geometry(self.direction, self.chunk, self.x, self.groups, arrays)
 
 
 def _steps_of(array: Layout) -> Iterator[int]:

@@ -103,11 +103,10 @@ def merge(
     batch, run = h.shape[0], math.prod(h.shape[1:])
     pack = 16 // min(layout.itemsize for layout in images)
     packed = batch <= MOST_IMAGES and run % pack == 0 and all(_in_packs(layout, pack) for layout in images)
-    types = _names(
-        state_name(scalar), SCALAR=scalar, HIDDEN=h.c_name, SUM=total.c_name, PACK=str(pack if packed else 1)
-    )
+    types = {"SCALAR": scalar, "HIDDEN": h.c_name, "SUM": total.c_name, "HAS_U": int(u is not None)}
+    types |= {"STATE": state_name(scalar), "THREADS": PIXEL_THREADS, "PACK": pack if packed else 1}
     return LaunchPlan(
-        spec=KernelSpec("merge.cu", "merge", types),
+        spec=KernelSpec("merge.cu", "merge", definitions(types)),
         grid=(_blocks(run // pack), batch, 1) if packed else (_blocks(batch * run), 1, 1),
         block=(PIXEL_THREADS, 1, 1),
         shared_bytes=0,

@@ -25,23 +25,35 @@ WARPS = (4, 2, 1)  # that may share weights in a block of the kernel for small s
 
 def line_scan(limits: DeviceLimits, scan: LineScan) -> LaunchPlan:
     """Plan a scan on a device."""
-    if limits.compute_capability >= ASYNCHRONOUS_COPIES:
-        piece = scan.piece
-        tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and piece > 0
-        if scan.width <= _widest_slice(scan) or not tiled or piece < 16:
-            # warps; with fewer, tiles of whole vectors hide the waits better
-            enough = 5 if tiled and piece == 16 else 1
-            for slices in _slices(limits, scan, enough):
-                reason = f"a warp holds {slices.units} slices of {scan.width} rows in shared memory"
-                plan = slices_plan(limits, slices, scan, reason)
-                if plan is not None:
-                    return plan
-        if tiled:
-            for tiles in _tiles(limits, scan):
-                plan = tiles_plan(limits, tiles, scan, _reason(tiles, scan.width))
-                if plan is not None:
-                    return plan
-    return _plan.plain_line_scan(scan)
+    return _tuned(limits, scan) or _plan.plain_line_scan(scan)
+
+
+def merging_line_scan(limits: DeviceLimits, scan: LineScan) -> LaunchPlan | None:
+    """Plan a scan that merges its h into a sum; None if that takes a scan and a merge."""
+    same_steps = scan.before is None or scan.before.strides == scan.h.strides
+    return _tuned(limits, scan) if same_steps else None
+
+
+def _tuned(limits: DeviceLimits, scan: LineScan) -> LaunchPlan | None:
+    """Plan one of the tuned kernels; None if the scan is not for them."""
+    if limits.compute_capability < ASYNCHRONOUS_COPIES:
+        return None
+    piece = scan.piece
+    tiled = scan.x.itemsize < 8 and scan.slices < 2**30 and piece > 0
+    if scan.width <= _widest_slice(scan) or not tiled or piece < 16:
+        # warps; with fewer, tiles of whole vectors hide the waits better
+        enough = 5 if tiled and piece == 16 else 1
+        for slices in _slices(limits, scan, enough):
+            reason = f"a warp holds {slices.units} slices of {scan.width} rows in shared memory"
+            plan = slices_plan(limits, slices, scan, reason)
+            if plan is not None:
+                return plan
+    if tiled:
+        for tiles in _tiles(limits, scan):
+            plan = tiles_plan(limits, tiles, scan, _reason(tiles, scan.width))
+            if plan is not None:
+                return plan
+    return None
 
 
 # --- whole slices in shared memory ------------------------------------------------------------------------------------
@@ -170,6 +182,8 @@ def _tiles(limits: DeviceLimits, scan: LineScan) -> Iterator[Tiles]:
     piece = scan.piece
     if piece < 16:
         shapes = (replace(tiles, copiers=4) for tiles in shapes)
+    elif scan.merging and scan.along and scan.weight.itemsize > scan.x.itemsize:
+        shapes = (replace(tiles, copiers=6 if tiles.sets * tiles.warps <= 2 else 4) for tiles in shapes)
     for tiles in shapes:
         sets = tiles.sets
         while sets:
@@ -185,7 +199,7 @@ def _light(limits: DeviceLimits, tiles: Tiles, scan: LineScan, piece: int) -> bo
 
     What is left out here spilled when it was compiled, in some of the types and pieces.
     """
-    alike = scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize
+    alike = scan.weight.itemsize == scan.hidden_bytes == scan.x.itemsize
     if alike and scan.x.itemsize == 4:
         return True
     if not scan.along:
@@ -247,7 +261,7 @@ def _cheapest_along(limits: DeviceLimits, scan: LineScan, pair: int) -> Iterator
     shapes += [(replace(four, inner=32, outer=32), 0.63 if pair == 2 else 0.46), (replace(one, outer=32), 0.45)]
     if _has_clusters(limits):  # not measured elsewhere
         shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
-    if scan.h.itemsize == 4:  # it lies beside the ring, where little room is left
+    if not scan.hidden_over:  # it lies beside the ring, where little room is left
         bands, deep = replace(four, inner=32, outer=32), Tiles(4, pair, 2, 4, 16, 16, 16, 3, 8, False, 1, 128)
         shapes = [(four, 0.55), (one, 0.36 if scan.adjoint else 0.43), (replace(bands, sets=1), 0.41)]
         shapes += [(replace(one, outer=32), 0.32 if scan.adjoint else 0.4), (deep, 0.8 if pair == 2 else 0.5)]
@@ -255,7 +269,7 @@ def _cheapest_along(limits: DeviceLimits, scan: LineScan, pair: int) -> Iterator
         shapes = [shape for shape in shapes if shared_bytes_of(shape[0], scan) <= limits.shared_bytes_per_block]
     if pair == 1:
         shapes += [(Tiles(2, 1, 4, 4, 16, 16, 16, 4, 8, True, 1, 128), 0.58)]
-    elif scan.h.itemsize == 2:  # or registers are too few
+    elif scan.hidden_bytes == 2:  # or registers are too few
         two = Tiles(2, 2, 4, 4, 32, 16, 0, 2, 8, False, 1, 128)
         cut = replace(two, outer=16)
         shapes += [(two, 0.7), (cut, 0.78)]
@@ -332,7 +346,10 @@ def _copiers(limits: DeviceLimits, scan: LineScan, best: int) -> int:
 
     These weights and h of the state's type fill, but for an adjoint, which has no λ; and on sm_80 others, too.
     """
-    alike = scan.weight.itemsize == scan.h.itemsize == scan.x.itemsize
+    alike = scan.weight.itemsize == scan.hidden_bytes == scan.x.itemsize
+    unrounded = scan.merging or (scan.lam is not None and scan.hidden_bytes > scan.x.itemsize)
+    if unrounded and scan.weight.itemsize == scan.x.itemsize:
+        return 8  # what h lies over, and what it is merged with, takes registers of copying threads
     return best if (alike or scan.adjoint) and _has_clusters(limits) else 4
 
 

@@ -68,6 +68,8 @@ def slices_plan(limits: DeviceLimits, slices: Slices, scan: LineScan, reason: st
     defines = {
         "STATE": state_name(x.c_name),
         "ADJOINT": int(scan.adjoint),
+        "MERGING": int(scan.merging),
+        "HAS_U": int(scan.u is not None),
         "ALONG": int(along),
         "REVERSED": int(scan.direction in REVERSED),
         "HAS_LAM": int(scan.lam is not None),
@@ -103,11 +105,13 @@ def bytes_of_block(slices: Slices, scan: LineScan) -> int:
     """Return the shared memory of a block."""
     area, shared = scan.x.shape[2] * scan.x.shape[3], scan.groups < scan.x.shape[1]
 
-    def region(elements: int, layout: Layout) -> int:
-        return -(-elements * layout.itemsize // 128) * 128
+    def region(elements: int, itemsize: int) -> int:
+        return -(-elements * itemsize // 128) * 128
 
-    taps = region(3 * area * (1 if shared else slices.units), scan.weight)
-    h = scan.h if scan.h.itemsize != scan.x.itemsize else None  # else it lies over x
-    warp = sum(region(slices.units * area, layout) for layout in (scan.x, scan.lam, h) if layout is not None)
+    taps = region(3 * area * (1 if shared else slices.units), scan.weight.itemsize)
+    images = [scan.x.itemsize] * (1 if scan.lam is None else 2)
+    if scan.hidden_bytes != scan.x.itemsize:  # else it lies over x
+        images.append(scan.hidden_bytes)
+    warp = sum(region(slices.units * area, itemsize) for itemsize in images)
     copies = slices.warps * slices.stages
     return taps + copies * warp if shared else copies * (taps + warp)

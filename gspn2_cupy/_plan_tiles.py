@@ -55,11 +55,14 @@ def _consistent(tiles: Tiles, scan: LineScan, group: int) -> bool:
 
 def shared_bytes_of(tiles: Tiles, scan: LineScan) -> int:
     """Return the shared memory of a block: the ring, the rows that warps exchange, the words of a cluster."""
-    x, weight, h = scan.x, scan.weight, scan.h
+    x, weight = scan.x, scan.weight
     images = 1 if scan.lam is None else 2
-    stage = tiles.block_rows * tiles.lines * (3 * weight.itemsize + tiles.sets * images * x.itemsize)
-    rows_twice = 2 * tiles.inner * (tiles.warps - 1) if h.itemsize == x.itemsize else tiles.block_rows
-    beside = 2 * tiles.sets * rows_twice * tiles.lines * h.itemsize if scan.along else 0
+    channel = images * x.itemsize
+    if scan.merging and not scan.along:  # what h is merged with comes through the ring, too
+        channel += 4 + (0 if scan.u is None else x.itemsize)
+    stage = tiles.block_rows * tiles.lines * (3 * weight.itemsize + tiles.sets * channel)
+    rows_twice = 2 * tiles.inner * (tiles.warps - 1) if scan.hidden_over else tiles.block_rows
+    beside = 2 * tiles.sets * rows_twice * tiles.lines * scan.hidden_bytes if scan.along else 0
     edges = 2 * tiles.sets * tiles.block_rows * 4 if tiles.warps > 1 else 0
     words = 2 * 3 * tiles.sets * tiles.outer * 8 if tiles.cluster > 1 else 0
     return tiles.stages * stage + beside + edges + words
@@ -71,10 +74,12 @@ def _registers(tiles: Tiles, scan: LineScan, offset: int) -> int:
     elements = tiles.rows * (max(scan.vectors) if scan.along else tiles.group)
     group = elements * (3 * weight.itemsize + (1 if scan.lam is None else 2) * x.itemsize) // 4
     if not scan.along and tiles.group > 4:
-        group += elements * scan.h.itemsize // 4  # the results of fewer lines fit into what everything else takes
+        group += elements * min(scan.hidden_bytes, x.itemsize) // 4  # the results of fewer lines fit into what everything else takes
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
-    beside = 8 if scan.along and scan.h.itemsize > x.itemsize else 0  # where h lies in shared memory
+    beside = 8 if scan.along and scan.hidden_bytes > x.itemsize else 0  # where h lies in shared memory
+    if scan.merging and scan.along:  # what h is merged with, on its way
+        copied += math.ceil(vectors * 4) * (tiles.sets * (4 + (0 if scan.u is None else x.itemsize)) + 4)
     if scan.along and weight.itemsize < x.itemsize:
         group += 2 * elements  # a lane reads twice as many lines as x has in a vector, and makes their results
     converted = 8 if tiles.ahead and x.c_name == "__half" else 0  # which takes more than bfloat16's shift
@@ -89,7 +94,7 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str =
     offset = 4 if scan.short_offsets else 8
     group = max(scan.vectors) if along else tiles.group
     piece = scan.piece
-    if piece == 0 or not _consistent(tiles, scan, group):
+    if piece == 0 or (scan.merging and piece < 16) or not _consistent(tiles, scan, group):
         return None
     shared = shared_bytes_of(tiles, scan)
     registers = _registers(tiles, scan, offset)
@@ -134,6 +139,8 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str =
     defines = {
         "STATE": "float",
         "ADJOINT": int(scan.adjoint),
+        "MERGING": int(scan.merging),
+        "HAS_U": int(scan.u is not None),
         "OFFSET": "int" if offset == 4 else "long long",
         "ALONG": int(along),
         "REVERSED": int(scan.direction == "right_to_left"),

@@ -50,8 +50,8 @@ _plans: dict[Any, Any] = {}
 def planned(planner: Callable[..., Any], options: tuple[Any, ...], *arrays: Array | None) -> Any:
     """Return what a planner answers to options and arrays, from the second time on without asking it."""
     key = (planner, options, *map(signature, arrays))
-    plan = _plans.get(key)
-    if plan is None:
+    plan = _plans.get(key, _plans)
+    if plan is _plans:  # not there; None is an answer, too
         plan = planner(*options, *map(optional_layout, arrays))
         if len(_plans) >= PLANS_KEPT:
             _plans.clear()
@@ -112,6 +112,43 @@ def _plan_line_scan(
     limits: _plan.DeviceLimits, direction: str, chunk: int | None, adjoint: bool, *layouts: Any
 ) -> _plan.LaunchPlan:
     return _plan_scan.line_scan(limits, replace(_plan.LineScan(direction, chunk, *layouts), adjoint=adjoint))
+
+
+def merging_scan(
+    launcher: _launch.Launcher,
+    x: Array,
+    weight: Array,
+    lam: Array | None,
+    u: Array | None,
+    factor: Array | None,
+    before: Array | None,
+    total: Array,
+    direction: str,
+    chunk: int | None,
+) -> bool:
+    """Compute ``total`` = before + factor·(u ⊙ h) with h of one direction, in one pass; False if that takes two."""
+    arrays = (x, weight, lam, u, before, total)
+    plan = planned(_plan_merging_scan, (launcher.limits, direction, chunk), *arrays)
+    if plan is None:
+        return False
+    merged = (before, u, factor)
+    _launch.run(launcher, plan, x, weight, lam, None, total, None, *scan_workspace(launcher, plan, type_of(x)), *merged)
+    return True
+
+
+def _plan_merging_scan(
+    limits: _plan.DeviceLimits,
+    direction: str,
+    chunk: int | None,
+    x: _plan.Layout,
+    weight: _plan.Layout,
+    lam: _plan.Layout | None,
+    u: _plan.Layout | None,
+    before: _plan.Layout | None,
+    total: _plan.Layout,
+) -> _plan.LaunchPlan | None:
+    scan = _plan.LineScan(direction, chunk, x, weight, lam, None, total, None, merging=True, u=u, before=before)
+    return _plan_scan.merging_line_scan(limits, scan)
 
 
 def adjoint(
