@@ -1,6 +1,6 @@
 """Try shapes of the tile kernel and of the kernel for small images near those that are planned, on a GPU.
 
-python -m benchmarks.sweep [--shapes NAME …] [--cases "bfloat16 SH" …] [--adjoint] [--tries 40] [--seconds 60]
+python -m benchmarks.sweep [--shapes NAME …] [--cases "bfloat16 SH" …] [--pass adjoint] [--tries 40] [--seconds 60]
     [--output FILE.json]
 python -m benchmarks.sweep --shapes batch_1k --cases "bfloat16 SH" --tiles 4,2,2,4,32,8,32,2,8,0,1,64 …
 
@@ -25,7 +25,7 @@ from benchmarks.gpu import opened
 from benchmarks.runner import command_line, commit, machine
 from gspn2_cupy import _launch, _plan_scan, _plan_slices, _plan_tiles, _steps
 from gspn2_cupy._arrays import data_type
-from gspn2_cupy._plan import Layout, LineScan, total_bytes
+from gspn2_cupy._plan import Layout, LineScan
 from gspn2_cupy._plan_slices import Slices
 from gspn2_cupy._plan_tiles import Tiles
 from gspn2_cupy.reference import ALL_DIRECTIONS
@@ -48,8 +48,14 @@ STEPS = {  # values that a field of Tiles is tried with
 }
 
 
-def layouts_of(name, case, adjoint=False):
-    """The layouts of x, weight, λ and h; of an adjoint dh, weight, none and g, which is of the state's type."""
+PASSES = ("forward", "adjoint", "merging")
+
+
+def layouts_of(name, case, which):
+    """The layouts of x, weight, λ and h; of an adjoint dh, weight, none and g, which is of the state's type.
+
+    Merging, h is the sum of four directions after the second, of the state's type, too.
+    """
     dtype, sharing = case.split()
     kind = data_type(dtype)
     batch, channels, height, width = shape = SHAPES[name][0]
@@ -62,13 +68,15 @@ def layouts_of(name, case, adjoint=False):
         return Layout(shape, tuple(strides), kind.c_name, kind.itemsize)
 
     x, weight = layout(shape), layout((batch, groups, 3, height, width))
-    return (x, weight, None, layout(shape, kind.state)) if adjoint else (x, weight, x, x)
+    return x, weight, None if which == "adjoint" else x, x if which == "forward" else layout(shape, kind.state)
 
 
-def scan_of(direction, layouts, adjoint=False):
+def scan_of(direction, layouts, which):
     """What planners take."""
     x, weight, lam, h = layouts
-    return LineScan(direction, None, x, weight, lam, None, h, None, adjoint)
+    merging = which == "merging"
+    before = h if merging else None
+    return LineScan(direction, None, x, weight, lam, None, h, None, which == "adjoint", merging=merging, before=before)
 
 
 def tiles_of(plan):
@@ -85,10 +93,10 @@ def near(tiles, chance):
     return tiles if tiles.warps > 1 else dataclasses.replace(tiles, inner=0)
 
 
-def candidates(limits, name, case, direction, adjoint, tries, named=()):
+def candidates(limits, name, case, direction, which, tries, named=()):
     """Shapes and their plans: the planned one first."""
-    scan = scan_of(direction, layouts_of(name, case, adjoint), adjoint)
-    planned = _plan_scan.line_scan(limits, scan)
+    scan = scan_of(direction, layouts_of(name, case, which), which)
+    planned = (_plan_scan.merging_line_scan if scan.merging else _plan_scan.line_scan)(limits, scan)
     yield "planned", planned
     for tiles in named:
         plan = _plan_tiles.tiles_plan(limits, tiles, scan)
@@ -132,12 +140,12 @@ def compile_one(plan):
     _launch.CupyKernel(plan.spec, None).prepare(0, plan.cooperative)
 
 
-def sweep(gpu, name, case, direction, adjoint, tried, deadline):
+def sweep(gpu, name, case, direction, which, tried, deadline):
     """Time the candidates of a case; return a record for each, fastest first."""
     launcher, kind = _launch.cupy_launcher(0), data_type(case.split()[0])
-    layouts = layouts_of(name, case, adjoint)
-    moved = total_bytes(*layouts)
-    count = gpu.sets_for(moved)
+    layouts = layouts_of(name, case, which)
+    scan = scan_of(direction, layouts, which)
+    count = gpu.sets_for(scan.bytes)
 
     def made(what, layout, seed):
         if layout is None:
@@ -147,7 +155,7 @@ def sweep(gpu, name, case, direction, adjoint, tried, deadline):
 
     inputs = list(zip(("x", "weight", "lam", "h"), layouts, strict=True))
     sets = [[made(*each, 10 * s + k) for k, each in enumerate(inputs)] for s in range(count)]
-    copy, expected, records = gpu.copy(moved).median, None, []
+    copy, expected, records = gpu.copy(scan.bytes).median, None, []
     for label, plan in tried:
         if time.monotonic() > deadline:
             break
@@ -158,9 +166,12 @@ def sweep(gpu, name, case, direction, adjoint, tried, deadline):
                 if words is not None:
                     words.data.memset_async(0, words.nbytes)
             x, weight, lam, h = sets[s]
-            _launch.run(launcher, plan, x, weight, lam, None, h, None, *workspace)
+            merged = (h, None, None) if scan.merging else ()  # each time a term more
+            _launch.run(launcher, plan, x, weight, lam, None, h, None, *workspace, *merged)
 
-        gpu.poison(sets[0][3])
+        sets[0][3][...] = 0  # what merging adds to
+        if not scan.merging:
+            gpu.poison(sets[0][3])
         try:
             run(0)
             same = expected is None or bool((sets[0][3].view("uint8") == expected).all())
@@ -170,7 +181,7 @@ def sweep(gpu, name, case, direction, adjoint, tried, deadline):
             print(f"  failed: {label}: {type(error).__name__}: {error}", flush=True)
             continue
         records.append(
-            {"shape": name, "case": case, "direction": direction, "adjoint": adjoint, "tiles": label, "same": same}
+            {"shape": name, "case": case, "direction": direction, "pass": which, "tiles": label, "same": same}
             | {"us": timing.median * 1e6, "score": copy / timing.median, "grid": plan.grid[0], "copy_us": copy * 1e6}
             | {"shared_bytes": plan.shared_bytes}
         )
@@ -183,14 +194,16 @@ def main():
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--directions", nargs="+", default=list(DIRECTIONS), choices=ALL_DIRECTIONS)
-    parser.add_argument("--adjoint", action="store_true", help="of the backward, which walks in these directions")
+    parser.add_argument(
+        "--pass", dest="which", default="forward", choices=PASSES, help="adjoints walk in these directions"
+    )
     parser.add_argument("--tries", type=int, default=40, help="random shapes of the tile kernel for each case")
     parser.add_argument("--tiles", type=tiles_from, nargs="+", default=(), help="or these")
     parser.add_argument("--seconds", type=float, default=60, help="time limit for all timing")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     limits = _launch.cupy_launcher(0).limits
-    cases = list(itertools.product(options.shapes, options.cases, options.directions, [options.adjoint]))
+    cases = list(itertools.product(options.shapes, options.cases, options.directions, [options.which]))
     chosen = {case: list(candidates(limits, *case, options.tries, options.tiles)) for case in cases}
     plans = list({(plan.spec, plan.cooperative): plan for tried in chosen.values() for _, plan in tried}.values())
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:

@@ -155,7 +155,7 @@ def line_scan_backward(
             return grads
 
         g = launcher.empty(x.shape, state)
-        _steps.adjoint(launcher, dh, weight, dh_last, g, dh0, direction, chunk)
+        _steps.adjoint(launcher, dh, weight, None, dh_last, g, dh0, direction, chunk)
         if dweight is None:
             h = None
         elif h is None:
@@ -242,8 +242,8 @@ def propagate_backward(
     """See :func:`gspn2_cupy.propagate_backward`.
 
     Workspace, in the state's type: an image (B, C, H, W) for g of a direction, one for its dh and then its h (not
-    needed with ``states`` but neither ``u`` nor ``merge``), another for the sum of dx in a 16-bit type, and with
-    ``normalize`` an array for the weights of a direction and then their gradient.
+    needed with ``states``, unless ``merge`` is given or the adjoint can't take ``u``), another for the sum of dx in a
+    16-bit type, and with ``normalize`` an array for the weights of a direction and then their gradient.
     """
     kind = _steps.type_of(x)
     state = kind.state.numpy_dtype
@@ -263,7 +263,6 @@ def propagate_backward(
             return grads
 
         one, rounds, groups = len(directions) == 1, x.dtype != state, weight.shape[2]
-        plain = u is None and merge is None  # then dh is dy
         needs_g = dx is not None or dweight is not None or dlam is not None
         needs_h = dweight is not None or du is not None or dmerge is not None
         recomputes = needs_h and states is None
@@ -273,18 +272,19 @@ def propagate_backward(
             return launcher.empty(shape, state) if needed else None
 
         g = workspace(x.shape, needs_g)
-        image = workspace(x.shape, (needs_g and not plain) or recomputes)
+        image = workspace(x.shape, recomputes)
         total = workspace(x.shape, dx is not None and not one) if rounds else dx
         weights = workspace(weight[:, 0].shape, normalize is not None and needs_weights)
         for d, direction in enumerate(directions):
             lam_d, u_d, factor = _of(lam, d), _of(u, d), _factor(merge, d)
             if needs_weights:
                 w = _weights(launcher, weight, d, direction, normalize, weights)
-            if needs_g:
-                dh = dy if plain else image
-                if not plain:
-                    _steps.merge(launcher, kind, dy, u_d, factor, None, dh)
-                _steps.adjoint(launcher, dh, w, None, g, None, direction, chunk)
+            if needs_g and not (
+                merge is None and _steps.adjoint(launcher, dy, w, u_d, None, g, None, direction, chunk)
+            ):
+                image = workspace(x.shape, True) if image is None else image
+                _steps.merge(launcher, kind, dy, u_d, factor, None, image)
+                _steps.adjoint(launcher, image, w, None, None, g, None, direction, chunk)
             h = image if recomputes else _of(states, d)
             if recomputes:
                 _steps.scan(launcher, x, w, lam_d, None, h, None, direction, chunk)

@@ -155,19 +155,22 @@ def adjoint(
     launcher: _launch.Launcher,
     dh: Array,
     weight: Array,
+    u: Array | None,
     dh_last: Array | None,
     g: Array,
     dh0: Array | None,
     direction: str,
     chunk: int | None,
-) -> None:
-    """Run one direction backwards into ``g`` and ``dh0``."""
-    lam = None
-    arrays: tuple[Array | None, ...] = (dh, weight, lam, dh_last, g, dh0)
+) -> bool:
+    """Run one direction backwards, of u ⊙ dh, into ``g`` and ``dh0``; False if it can't do so from ``u``."""
+    arrays: tuple[Array | None, ...] = (dh, weight, u, dh_last, g, dh0)  # u takes the place of λ
     plan = planned(_plan_line_scan, (launcher.limits, _plan.OPPOSITE[direction], chunk, True), *arrays)
-    if plan.spec.entry == "line_scan_adjoint":  # the plain kernel, which knows no λ
+    if plan.spec.entry == "line_scan_adjoint":  # the plain kernel, which multiplies by nothing
+        if u is not None:
+            return False
         arrays = (dh, weight, dh_last, g, dh0)
     _launch.run(launcher, plan, *arrays, *scan_workspace(launcher, plan, type_of(g)))
+    return True
 
 
 def gradients(
