@@ -12,8 +12,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,14 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
     pool = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2) - 1)))
     try:
         kernels = Kernels(launcher, pool)
-        planned = choose(limits, candidates(limits, dtypes), kernels.prepare)
+        planned = choose(limits, candidates(limits, dtypes))
         made = check_cases(planned, kernels, report, start + arguments.seconds, cupy.asarray, cupy.asnumpy)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     check_behaviours(cupy, report)
     print(report.table())
     seconds = time.monotonic() - start
-    print(f"\n{made} kernels, {report.cases} of {len(planned)} cases, {seconds:.0f} s: {report.verdict()}")
+    print(f"\n{made} kernels, {report.of_all()} cases, {seconds:.0f} s: {report.verdict()}")
     if arguments.bench and report.passed:  # no speed of what is wrong
         _check_bench.run(cupy)
     return 0 if report.passed else 1
@@ -127,6 +128,7 @@ class Report:
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     left_out: int = 0
+    total: int | None = 0  # cases that there are; None: some were not looked for
     in_all_shapes: bool = True  # each kernel has run in every shape that it can have
     lost: bool = False  # the device answers no more
 
@@ -134,6 +136,10 @@ class Report:
     def cases(self) -> int:
         """How many cases have run."""
         return sum(row.cases for row in self.rows.values())
+
+    def of_all(self) -> str:
+        """Return how many cases have run, and of how many, if that is known."""
+        return f"{self.cases}" if self.total is None else f"{self.cases} of {self.total}"
 
     @property
     def passed(self) -> bool:
@@ -164,8 +170,8 @@ class Report:
                 allowed = ALLOWED[dtype]
                 figures = f"{row.cases:>6}{row.worst * allowed:>13.1e}{allowed:>9.0e}"
             lines.append(f"{name:<34}{dtype:<10}{figures}  {row.result}")
-        if self.left_out:
-            lines.append(f"{self.left_out} more cases {self._why_left_out()}")
+        if self.left_out or self.total is None:
+            lines.append(f"{self.left_out or 'some'} more cases {self._why_left_out()}")
         lines += [f"FAILED: {failure}" for failure in self.failures[:10]]
         if len(self.failures) > 10:
             lines.append(f"… and {len(self.failures) - 10} more")
@@ -185,27 +191,26 @@ class Report:
             return f"{len(self.failures)} FAILED"
         if not self.cases:
             return "NOT CHECKED"
-        return "all of these ok" if self.left_out else "all ok"
+        return "all of these ok" if self.left_out or self.total is None else "all ok"
 
 
 class Progress:
     """A bar on standard error; where that is no terminal, a line now and then."""
 
     WIDTH = 30
+    LINES = 100  # cases between two of them
 
-    def __init__(self, total: int) -> None:
-        self._total, self._tty, self._tenth = max(total, 1), sys.stderr.isatty(), -1
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
 
-    def show(self, done: int, text: str) -> None:
-        """Say how far it is, and what comes now."""
-        share = done / self._total
+    def show(self, done: int, found: int, text: str) -> None:
+        """Say how many of the cases found so far are done, and what comes now."""
         if self._tty:
-            filled = round(self.WIDTH * share)
+            filled = self.WIDTH * done // found
             bar = "#" * filled + "." * (self.WIDTH - filled)
-            print(f"\r[{bar}] {done}/{self._total} {text[:70]:<70}", end="", file=sys.stderr, flush=True)
-        elif int(10 * share) > self._tenth:
-            self._tenth = int(10 * share)
-            print(f"{done}/{self._total} {text}", file=sys.stderr, flush=True)
+            print(f"\r[{bar}] {done}/{found} {text[:70]:<70}", end="", file=sys.stderr, flush=True)
+        elif done % self.LINES == 0:
+            print(f"{done}/{found} {text}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Clear the bar."""
@@ -222,55 +227,77 @@ class Kernels:
     def __init__(self, launcher: Any, pool: Executor | None = None) -> None:
         self._launcher, self._pool = launcher, pool
         self._device = None if pool is None else _current_device()
-        self._compiled: dict[Launch, Callable[[], Any]] = {}
+        self._compiled: dict[Launch, Future[Any] | _Now] = {}
 
     @property
     def on_device(self) -> bool:
         """Whether they are for a CUDA device."""
         return self._pool is not None
 
-    def prepare(self, launch: Launch, shared_bytes: int) -> None:
-        """See to it that a kernel will be compiled."""
-        if launch not in self._compiled:
-            compile_it = partial(_prepare, self._launcher, self._device, *launch, shared_bytes)
-            self._compiled[launch] = compile_it if self._pool is None else self._pool.submit(compile_it).result
+    def prepare(self, launches: Mapping[Launch, int]) -> None:
+        """See to it that kernels will be compiled; with each the bytes of shared memory that it is asked for."""
+        for launch, shared_bytes in launches.items():
+            if launch not in self._compiled:
+                compile_it = partial(_prepare, self._launcher, self._device, *launch, shared_bytes)
+                self._compiled[launch] = self._pool.submit(compile_it) if self._pool else _Now(compile_it)
+
+    def ready(self, launches: Iterable[Launch]) -> bool:
+        """Tell whether they are."""
+        return all(self._compiled[launch].done() for launch in launches)
 
     def wait(self, launch: Launch) -> None:
         """Return when it is, or raise what came of it."""
-        self._compiled[launch]()
+        self._compiled[launch].result()
+
+
+@dataclass
+class _Now:
+    """Stands for what is done when it is asked for."""
+
+    result: Callable[[], Any]
+
+    def done(self) -> bool:
+        return True
 
 
 def check_cases(
-    planned: Sequence[Planned],
+    planned: Iterable[Planned],
     kernels: Kernels,
     report: Report,
     deadline: float,
     to_device: Callable[[Array], Array],
     to_host: Callable[[Array], Array],
 ) -> int:
-    """Run cases until the deadline, while their kernels are compiled; return how many of these have been."""
-    progress = Progress(len(planned))
-    for launch, shared_bytes in (item for each in planned for item in each.launches.items()):
-        kernels.prepare(launch, shared_bytes)
-    done: set[Launch] = set()
-    for number, each in enumerate(planned):
-        if time.monotonic() > deadline or report.lost:
-            report.left_out = len(planned) - number
-            report.in_all_shapes = not any(other.first for other in planned[number:])
-            break
-        progress.show(number, str(each.case))
+    """Run cases until the deadline, while kernels are compiled and cases found; return how many kernels ran."""
+    progress, launched = Progress(), set[Launch]()
+    number, all_found, found, waiting = 0, False, iter(planned), deque[Planned]()
+    while not (all_found and not waiting) and time.monotonic() <= deadline and not report.lost:
+        if not waiting or not (all_found or kernels.ready(waiting[0].launches)):
+            each = next(found, None)
+            if each is None:
+                all_found = True
+            else:
+                kernels.prepare(each.launches)
+                waiting.append(each)
+            continue
+        progress.show(number, number + len(waiting), str(waiting[0].case))
+        each = waiting.popleft()
         try:
             with watched(str(each.case)):
                 for launch in each.launches:
                     kernels.wait(launch)
-                    done.add(launch)
+                    launched.add(launch)
                 report.add(each.case, errors(each.case, number, to_device, to_host))
         except Exception as error:  # whatever it is, it is what the user wants to know
             key = (each.case.operation, each.case.dtype)
             report.fail(key, f"{each.case}: {type(error).__name__}: {_one_line(error)}")
             report.lost = kernels.on_device and not _answers()
+        number += 1
+    report.left_out = len(waiting)
+    report.total = number + len(waiting) if all_found else None
+    report.in_all_shapes = all_found and not any(each.first for each in waiting)
     progress.end()
-    return len(done)
+    return len(launched)
 
 
 @contextmanager

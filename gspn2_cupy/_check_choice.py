@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import gspn2_cupy
@@ -17,7 +18,7 @@ from gspn2_cupy import _launch
 from gspn2_cupy._arrays import data_type
 from gspn2_cupy._check_cases import LINE_SCAN, PROJECTION, UNIT, WEIGHTS, Case, call, make_arrays
 from gspn2_cupy._plan import OPPOSITE, KernelSpec, Layout, LineScan
-from gspn2_cupy._plan_scan import line_scan
+from gspn2_cupy._plan_scan import line_scan, merging_line_scan
 from gspn2_cupy._warmup import array_without_memory
 from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL
 
@@ -113,31 +114,26 @@ NOT_SHAPE = frozenset(
 )
 
 
-def choose(
-    limits: Any,
-    candidates: Iterable[tuple[bool, Case]],
-    prepare: Callable[[Launch, int], object] = lambda launch, shared_bytes: None,
-) -> list[Planned]:
+def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> Iterator[Planned]:
     """Keep the cases that launch something new, and those marked: first one of each shape of a kernel, then the rest.
 
-    The rest come in turns, so that of those that find no time no kernel, type or direction is left out altogether. What
-    a case of the first launches is prepared as soon as it is found.
+    The first come as they are found. The rest come in turns, so that of those that find no time no kernel, type or
+    direction is left out altogether.
     """
-    first, then = [], []
+    then = []
     known: set[Launch] = set()
     shapes: set[Any] = set()
     for marked, case in candidates:
         launched = launches(limits, case)
         of_case = {shape_of(*launch) for launch in launched}
         if marked or not shapes.issuperset(of_case):
-            first.append(Planned(case, launched))
-            for launch, shared_bytes in launched.items():
-                prepare(launch, shared_bytes)
+            yield Planned(case, launched)
         elif not known.issuperset(launched):
             then.append(Planned(case, launched, first=False))
         known.update(launched)
         shapes |= of_case
-    return first + [planned for start in range(TURNS) for planned in then[start::TURNS]]
+    for start in range(TURNS):
+        yield from then[start::TURNS]
 
 
 def shape_of(spec: KernelSpec, cooperative: bool) -> Any:
@@ -235,15 +231,21 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
     by_size: dict[int, list[str]] = {}
     for dtype in dtypes:
         by_size.setdefault(data_type(dtype).itemsize, []).append(dtype)  # type: ignore[union-attr]
-    sorts = [(LINE_SCAN, False, of_size) for of_size in by_size.values()]
-    sorts += [(UNIT, logits, by_size[2]) for logits in (True, False) if 2 in by_size]  # arrays of the state's type
+    sorts: list[tuple[str, dict[str, Any], list[str]]] = []
+    for itemsize, of_size in by_size.items():
+        sorts.append((LINE_SCAN, {}, of_size))
+        if itemsize < 8:
+            sorts += [(UNIT, {"merge": True}, of_size), (UNIT, {"u": True}, of_size)]
+        if itemsize == 2:  # weights from logits are of the state's type
+            sorts += [(UNIT, options | {"normalize": "sigmoid"}, of_size) for options in ({}, {"u": True})]
     known: set[Any] = set()
     for slices, size in sweep.sizes(limits.multiprocessors):
         if math.prod(slices[:2]) * math.prod(size) > MOST_ELEMENTS:
             continue
-        for (operation, logits, of_size), axis, lam in itertools.product(sorts, AXES, (True, False)):
-            shapes = _shapes(limits, of_size[0], operation, logits, slices, size, axis[0], lam)
-            found = {(operation, logits, of_size[0], lam, shape) for shape in shapes}
+        for (operation, options, of_size), axis, lam in itertools.product(sorts, AXES, (True, False)):
+            image = _image(slices, size, axis[0])
+            shapes = _shapes(limits, Case(operation, of_size[0], image, slices[2], axis, lam=lam, **options))
+            found = {(operation, *options, of_size[0], lam, shape) for shape in shapes}
             if known.issuperset(found):
                 continue
             known |= found
@@ -251,36 +253,37 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
             turn = number % len(of_size)
             for dtype in (*of_size[turn:], *of_size[:turn]):
                 if operation == UNIT:
-                    image = _image(slices, size, axis[0])
-                    weights = {"normalize": "sigmoid"} if logits else {"merge": True}
-                    yield False, Case(UNIT, dtype, image, slices[2], axis, lam=lam, **weights)
+                    yield False, Case(UNIT, dtype, image, slices[2], axis, lam=lam, **options)
                 else:
                     for direction in axis:
                         yield False, _scan(number, dtype, slices, size, direction, lam)
 
 
-def _shapes(
-    limits: Any, dtype: str, operation: str, logits: bool, slices: Slices, size: Size, direction: str, lam: bool
-) -> Iterator[Any]:
-    """Yield types and shape of what scans launch: alone, in a backward that recomputes h, or in a unit.
+def _shapes(limits: Any, case: Case) -> Iterator[Any]:
+    """Yield types and shape of what a case's scans launch that those of fewer options don't.
 
-    In a unit h is of the state's type, and so are weights from logits and, with merge, dh.
+    In a backward that recomputes h, and in a unit where it is not merged, it is of the state's type. So are weights
+    from logits and, with merge, dh.
     """
-    kind = data_type(dtype)
+    kind = data_type(case.dtype)
     assert kind is not None
-    image = _image(slices, size, direction)
     x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
-    weight, dh = state if logits else x, state if operation == UNIT and not logits else x
+    weight, dh = state if case.normalize else x, state if case.merge else x
+    described = (case.shape, case.groups, case.directions[0], case.lam, x, weight)
     scans = []
-    if dh == x:  # else forward it is like a backward of its own that recomputes h
-        results = (state,) if operation == UNIT else dict.fromkeys((x, state))
-        scans = [forward_scan(image, slices[2], direction, lam, x, weight, h) for h in results]
-    if lam:  # of which an adjoint knows nothing
-        scans.append(adjoint_scan(image, slices[2], OPPOSITE[direction], dh, weight, state))
+    if case.operation == UNIT:
+        scans.append(merging_scan(*described, x, case.u, state))
+        if case.normalize and not case.u:
+            scans.append(forward_scan(*described, state))
+    else:
+        scans += [forward_scan(*described, h) for h in dict.fromkeys((x, state))]
+    if case.lam:  # of which an adjoint knows nothing
+        scans.append(adjoint_scan(*described[:2], OPPOSITE[case.directions[0]], dh, weight, state, case.u))
     for scan in scans:
-        plan = line_scan(limits, scan)
-        pieces = [each for each in plan.spec.defines if each[0] in ("PIECE", "RAGGED")]
-        yield scan.weight.c_name, scan.h.c_name, shape_of(plan.spec, plan.cooperative), *pieces
+        plan = (merging_line_scan if scan.merging else line_scan)(limits, scan)
+        if plan is not None:
+            pieces = [each for each in plan.spec.defines if each[0] in ("PIECE", "RAGGED")]
+            yield scan.weight.c_name, scan.h.c_name, shape_of(plan.spec, plan.cooperative), *pieces
 
 
 def _image(slices: Slices, size: Size, direction: str) -> tuple[int, int, int, int]:
@@ -295,18 +298,37 @@ def forward_scan(
     shape: tuple[int, ...], groups: int, direction: str, lam: bool, x: Type, weight: Type, h: Type
 ) -> LineScan:
     """Describe a forward scan of arrays without gaps."""
-
-    def layout(shape: tuple[int, ...], kind: Type) -> Layout:
-        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-        return Layout(shape, strides, *kind)
-
-    image, taps = layout(shape, x), layout((shape[0], groups, 3, *shape[2:]), weight)
-    return LineScan(direction, None, image, taps, image if lam else None, None, layout(shape, h), None)
+    image, taps = _layout(shape, x), _layout((shape[0], groups, 3, *shape[2:]), weight)
+    return LineScan(direction, None, image, taps, image if lam else None, None, _layout(shape, h), None)
 
 
-def adjoint_scan(shape: tuple[int, ...], groups: int, direction: str, dh: Type, weight: Type, g: Type) -> LineScan:
+def merging_scan(
+    shape: tuple[int, ...],
+    groups: int,
+    direction: str,
+    lam: bool,
+    x: Type,
+    weight: Type,
+    total: Type,
+    u: bool,
+    state: Type,
+) -> LineScan:
+    """Describe a scan of arrays without gaps that adds to a sum."""
+    scan = forward_scan(shape, groups, direction, lam, x, weight, total)
+    return replace(scan, merging=True, u=scan.x if u else None, before=_layout(shape, state))
+
+
+def adjoint_scan(
+    shape: tuple[int, ...], groups: int, direction: str, dh: Type, weight: Type, g: Type, u: bool = False
+) -> LineScan:
     """Describe an adjoint of arrays without gaps, which visits lines in a direction."""
-    return replace(forward_scan(shape, groups, direction, False, dh, weight, g), adjoint=True)
+    return replace(forward_scan(shape, groups, direction, u, dh, weight, g), adjoint=True)
+
+
+@lru_cache(64)
+def _layout(shape: tuple[int, ...], kind: Type) -> Layout:
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return Layout(shape, strides, *kind)
 
 
 AXES = (ALL_DIRECTIONS[:2], ALL_DIRECTIONS[2:])

@@ -48,7 +48,7 @@ def _tuned(limits: DeviceLimits, scan: LineScan) -> LaunchPlan | None:
             plan = slices_plan(limits, slices, scan, reason)
             if plan is not None:
                 return plan
-    if tiled:
+    if tiled and (piece == 16 or not scan.merging):
         for tiles in _tiles(limits, scan):
             plan = tiles_plan(limits, tiles, scan, _reason(tiles, scan.width))
             if plan is not None:
@@ -185,13 +185,21 @@ def _tiles(limits: DeviceLimits, scan: LineScan) -> Iterator[Tiles]:
     elif scan.merging and scan.along and scan.weight.itemsize > scan.x.itemsize:
         shapes = (replace(tiles, copiers=6 if tiles.sets * tiles.warps <= 2 else 4) for tiles in shapes)
     for tiles in shapes:
-        sets = tiles.sets
-        while sets:
-            smaller = [replace(tiles, stages=stages, sets=sets) for stages in range(tiles.stages, 1, -1)]
-            if tiles.ahead:
-                smaller.append(replace(tiles, stages=2, sets=sets, ahead=False))  # fewer registers
-            yield from (each for each in smaller if piece == 16 or _light(limits, each, scan, piece))
-            sets //= 2
+        for smaller in _ever_smaller(tiles):
+            if piece == 16 or _light(limits, smaller, scan, piece):
+                yield smaller
+
+
+def _ever_smaller(tiles: Tiles) -> Iterator[Tiles]:
+    """Yield a shape, then with fewer stages, then with fewer registers, then all that with fewer channels."""
+    yield tiles
+    sets = tiles.sets
+    while sets:
+        for stages in range(tiles.stages, 1, -1):
+            yield replace(tiles, stages=stages, sets=sets)
+        if tiles.ahead:
+            yield replace(tiles, stages=2, sets=sets, ahead=False)
+        sets //= 2
 
 
 def _light(limits: DeviceLimits, tiles: Tiles, scan: LineScan, piece: int) -> bool:

@@ -70,7 +70,7 @@ def test_a_broken_cupy(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize("limits", [H100, A100, LIMITS], ids=lambda limits: limits.name)
 def test_every_launch_of_every_candidate_is_among_the_chosen(limits):
     candidates = list(_check_choice.candidates(limits, list(DTYPES)))
-    chosen = _check_choice.choose(limits, candidates)
+    chosen = list(_check_choice.choose(limits, candidates))
     launches = {launch for planned in chosen for launch in planned.launches}
     assert {dtype for planned in chosen for dtype in [planned.case.dtype]} == set(DTYPES)
     assert {planned.case.operation for planned in chosen} == {LINE_SCAN, WEIGHTS, UNIT, PROJECTION}
@@ -81,7 +81,7 @@ def test_every_launch_of_every_candidate_is_among_the_chosen(limits):
 
 @pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
 def test_every_shape_of_a_kernel_comes_first(limits):
-    chosen = _check_choice.choose(limits, _check_choice.candidates(limits, list(DTYPES)))
+    chosen = list(_check_choice.choose(limits, _check_choice.candidates(limits, list(DTYPES))))
     shapes = [{_check_choice.shape_of(*launch) for launch in planned.launches} for planned in chosen]
     last = max(i for i, each in enumerate(shapes) if not set().union(*shapes[:i]) >= each)
     assert last < 400  # an H200 did 599 cases in the time that a first run has
@@ -91,7 +91,7 @@ def test_every_shape_of_a_kernel_comes_first(limits):
 @pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
 def test_random_calls_find_no_shape_that_is_not_checked(limits):
     """Small or not; what is left out has more elements than 32 bits count, or gaps, or rows of many vectors."""
-    chosen = _check_choice.choose(limits, _check_choice.candidates(limits, list(DTYPES)))
+    chosen = list(_check_choice.choose(limits, _check_choice.candidates(limits, list(DTYPES))))
     checked = {_check_choice.shape_of(*launch) for planned in chosen for launch in planned.launches}
     random = np.random.default_rng(1)
     for number in range(600):
@@ -121,7 +121,7 @@ def test_what_a_case_launches_is_what_runs_and_is_judged(device, monkeypatch, dt
     monkeypatch.setattr(
         _launch, "run", lambda launcher, plan, *arrays: (ran.append(plan), run(launcher, plan, *arrays))
     )
-    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, [dtype], **TINY))
+    planned = list(_check_choice.choose(device.limits, _check_choice.candidates(device.limits, [dtype], **TINY)))
     assert {each.case.saved for each in planned} == {True, False}
     for each in planned:
         ran.clear()
@@ -186,7 +186,7 @@ def test_calls_are_compared_with_each_other_on_every_kind_of_forward_kernel():
 
 
 def check_all(device, dtypes, monkeypatch=None, run=None):
-    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, dtypes, **TINY))
+    planned = list(_check_choice.choose(device.limits, _check_choice.candidates(device.limits, dtypes, **TINY)))
     if run is not None:
         monkeypatch.setattr(_launch, "run", run)
     report = _check.Report()
@@ -235,37 +235,69 @@ def test_an_error_is_reported_and_the_rest_goes_on(device, monkeypatch):
     assert any(failure.endswith("RuntimeError: something happened") for failure in report.failures)
 
 
-def test_what_does_not_fit_into_the_time_is_counted(device):
+class Slow(_check.Kernels):
+    """Kernels that are ready when somebody waits for them, and no sooner."""
+
+    def ready(self, launches):
+        return False
+
+
+def check_for_a_while(device, monkeypatch, planned, run):
+    """Run as many of the cases; all of them are found first."""
+    times = iter([0] * (len(planned) + 1 + run))
+    monkeypatch.setattr(_check.time, "monotonic", lambda: next(times, 2))
+    report = _check.Report()
+    _check.check_cases(planned, Slow(device), report, 1, lambda array: array, lambda array: array)
+    return report
+
+
+def test_what_does_not_fit_into_the_time_is_counted(device, monkeypatch):
+    planned = list(_check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY)))
+    report = check_for_a_while(device, monkeypatch, planned, 1)
+    assert (report.of_all(), report.left_out) == (f"1 of {len(planned)}", len(planned) - 1)
+    assert f"{len(planned) - 1} more cases did not fit into the time; run it again" in report.table()
+    assert (report.verdict(), report.passed) == ("all of these ok", True)
+
+
+def test_no_time_at_all(device):
     planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY))
     report = _check.Report()
-    _check.check_cases(
-        planned, _check.Kernels(device), report, time.monotonic() - 1, lambda array: array, lambda array: array
-    )
-    assert (report.cases, report.left_out) == (0, len(planned))
-    assert f"{len(planned)} more cases did not fit into the time; run it again" in report.table()
+    past = time.monotonic() - 1
+    _check.check_cases(planned, _check.Kernels(device), report, past, lambda array: array, lambda array: array)
+    assert report.of_all() == "0"
+    assert "some more cases did not fit into the time; run it again" in report.table()
     assert (report.verdict(), report.passed) == ("NOT CHECKED", False)
 
 
+def test_cases_run_while_others_are_looked_for(device):
+    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY))
+    first, report = next(planned), _check.Report()
+
+    def endless():
+        yield first
+        assert report.cases == 1
+        yield from planned
+
+    deadline = time.monotonic() + 600
+    _check.check_cases(endless(), _check.Kernels(device), report, deadline, lambda array: array, lambda array: array)
+    assert report.cases > 1
+
+
 def test_what_is_left_out_at_last_is_other_types(device, monkeypatch):
-    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, list(DTYPES), **TINY))
+    planned = list(_check_choice.choose(device.limits, _check_choice.candidates(device.limits, list(DTYPES), **TINY)))
     some = [each for each in planned if each.first][:1] + [each for each in planned if not each.first][:2]
-    times = iter((0, 2, 2, 2))
-    monkeypatch.setattr(_check.time, "monotonic", lambda: next(times))
-    report = _check.Report()
-    _check.check_cases(some, _check.Kernels(device), report, 1, lambda array: array, lambda array: array)
-    assert (report.cases, report.left_out) == (1, 2)
-    assert (report.verdict(), report.passed) == ("all of these ok", True)
+    report = check_for_a_while(device, monkeypatch, some, 1)
+    assert (report.of_all(), report.left_out) == ("1 of 3", 2)
     assert "2 more cases did not fit into the time: each kernel has run in all its shapes" in report.table()
 
 
-def test_a_lost_device_is_no_lack_of_time(device, monkeypatch):
-    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY))
+def test_a_lost_device_is_no_lack_of_time(device):
     report = _check.Report(lost=True)
-    _check.check_cases(
-        planned, _check.Kernels(device), report, time.monotonic() + 9, lambda array: array, lambda array: array
-    )
+    planned = _check_choice.choose(device.limits, _check_choice.candidates(device.limits, ["float32"], **TINY))
+    deadline = time.monotonic() + 9
+    _check.check_cases(planned, _check.Kernels(device), report, deadline, lambda array: array, lambda array: array)
     _check.check_behaviours(None, report)
-    assert f"{len(planned)} more cases were not run: the device answers no more" in report.table()
+    assert "some more cases were not run: the device answers no more" in report.table()
     assert {row.result for row in report.rows.values()} == {"not run: the device answers no more"}
 
 
@@ -317,7 +349,7 @@ def test_the_arrays_hold_every_input():
 
 def test_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    progress = _check.Progress(4)
-    progress.show(1, "one case")
+    progress = _check.Progress()
+    progress.show(1, 4, "one case")
     progress.end()
     assert "1/4 one case" in capsys.readouterr().err
