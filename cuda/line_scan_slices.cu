@@ -236,7 +236,7 @@ struct Lines {
 #pragma unroll
       for (int r = 0; r < ROWS; ++r) {
         line[r] = x[c][r / ACROSS].widened(k + r % ACROSS);
-        if (HAS_LAM) line[r] *= lam[c][r / ACROSS].widened(k + r % ACROSS);
+        if (HAS_LAM) line[r] = multiply(line[r], lam[c][r / ACROSS].widened(k + r % ACROSS));
       }
       scan_line<ADJOINT, RAGGED>(state[c], weights, line, restarts, lane.has_above, lane.has_below, lane.exist);
 #pragma unroll

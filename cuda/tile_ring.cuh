@@ -46,7 +46,6 @@ struct Layout {
   static constexpr int VECTORS = SLOTS * SLOT_VECTORS;
   static constexpr int COUNT = (VECTORS + COPYING - 1) / COPYING;  // those of a copying thread
   static_assert(ALONG ? LINES % VECTOR == 0 : BLOCK_ROWS % VECTOR == 0, "whole vectors");
-  static_assert(!ALONG || (SLOT_VECTORS <= 8 && COPYING % (8 * SLOT_VECTORS) == 0), "Strip::place");
 
   // Rows are dealt out so that the lanes of a warp, which hold ROWS neighbouring rows each, find their rows side by side.
   static __device__ __forceinline__ int slot_of_row(int row) {
@@ -159,6 +158,8 @@ struct Strip {
   }
   __device__ __forceinline__ int place(int k) const {  // COPYING vectors hold whole periods of Lay::place
     if (Over) return place_over(which(k % 2) / Lay::SLOT_VECTORS, n(0)) + k / 2 * COPYING;
+    static_assert(!ALONG || Over || (Lay::SLOT_VECTORS <= 8 && COPYING % (8 * Lay::SLOT_VECTORS) == 0),
+                  "whole periods");
     return ALONG ? Lay::place(thread / Lay::SLOT_VECTORS, n(0)) + k * COPYING : which(k);
   }
   // The first line of piece j of a vector, and whether that piece of a vector that exists is in a tile of which `left` lines exist.

@@ -85,7 +85,7 @@ struct Scanner {
 #pragma unroll
       for (int tap = 0; tap < 3; ++tap) taps[tap][r] = group.taps[tap][p].widened(k);
       line[r] = group.signal[p].widened(k);
-      if (HAS_LAM) line[r] *= group.scale[p].widened(k);
+      if (HAS_LAM) line[r] = multiply(line[r], group.scale[p].widened(k));
     }
     scan_line<ADJOINT, RAGGED>(state, taps, line, restarts, has_above, has_below, exist);
 #pragma unroll

@@ -231,32 +231,38 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
     by_size: dict[int, list[str]] = {}
     for dtype in dtypes:
         by_size.setdefault(data_type(dtype).itemsize, []).append(dtype)  # type: ignore[union-attr]
-    sorts: list[tuple[str, dict[str, Any], list[str]]] = []
-    for itemsize, of_size in by_size.items():
-        sorts.append((LINE_SCAN, {}, of_size))
-        if itemsize < 8:
-            sorts += [(UNIT, {"merge": True}, of_size), (UNIT, {"u": True}, of_size)]
-        if itemsize == 2:  # weights from logits are of the state's type
-            sorts += [(UNIT, options | {"normalize": "sigmoid"}, of_size) for options in ({}, {"u": True})]
     known: set[Any] = set()
+
+    def new(case: Case) -> bool:
+        found = {
+            (case.operation, case.u, case.merge, case.normalize, case.lam, shape) for shape in _shapes(limits, case)
+        }
+        before = len(known)
+        known.update(found)
+        return len(known) > before
+
     for slices, size in sweep.sizes(limits.multiprocessors):
         if math.prod(slices[:2]) * math.prod(size) > MOST_ELEMENTS:
             continue
-        for (operation, options, of_size), axis, lam in itertools.product(sorts, AXES, (True, False)):
+        for (itemsize, of_size), axis, lam in itertools.product(by_size.items(), AXES, (True, False)):
             image = _image(slices, size, axis[0])
-            shapes = _shapes(limits, Case(operation, of_size[0], image, slices[2], axis, lam=lam, **options))
-            found = {(operation, *options, of_size[0], lam, shape) for shape in shapes}
-            if known.issuperset(found):
+            if not new(Case(LINE_SCAN, of_size[0], image, slices[2], axis, lam=lam)):
                 continue
-            known |= found
             number = next(count)
             turn = number % len(of_size)
-            for dtype in (*of_size[turn:], *of_size[:turn]):
-                if operation == UNIT:
-                    yield False, Case(UNIT, dtype, image, slices[2], axis, lam=lam, **options)
-                else:
-                    for direction in axis:
-                        yield False, _scan(number, dtype, slices, size, direction, lam)
+            in_turn = (*of_size[turn:], *of_size[:turn])
+            for dtype, direction in itertools.product(in_turn, axis):
+                yield False, _scan(number, dtype, slices, size, direction, lam)
+            for options in UNITS[itemsize]:  # whose shapes change where those of a scan alone do
+                unit = Case(UNIT, of_size[0], image, slices[2], axis, lam=lam, **options)
+                if new(unit):
+                    for dtype in in_turn:
+                        yield False, replace(unit, dtype=dtype)
+
+
+# Options of units whose scans are shaped anew. Weights from logits are of the state's type, another one in 16 bits.
+MERGES: tuple[dict[str, Any], ...] = ({"merge": True}, {"u": True})
+UNITS = {2: (*MERGES, {"normalize": "sigmoid"}, {"normalize": "sigmoid", "u": True}), 4: MERGES, 8: ()}
 
 
 def _shapes(limits: Any, case: Case) -> Iterator[Any]:

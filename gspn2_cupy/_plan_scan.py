@@ -354,11 +354,15 @@ def _copiers(limits: DeviceLimits, scan: LineScan, best: int) -> int:
 
     These weights and h of the state's type fill, but for an adjoint, which has no λ; and on sm_80 others, too.
     """
-    alike = scan.weight.itemsize == scan.hidden_bytes == scan.x.itemsize
-    unrounded = scan.merging or (scan.lam is not None and scan.hidden_bytes > scan.x.itemsize)
-    if unrounded and scan.weight.itemsize == scan.x.itemsize:
+    if not _has_clusters(limits):
+        return 4
+    if scan.weight.itemsize > scan.x.itemsize:
+        return best if scan.adjoint else 4
+    over = scan.lam is not None and scan.hidden_bytes > scan.x.itemsize
+    if scan.merging or over:
         return 8  # what h lies over, and what it is merged with, takes registers of copying threads
-    return best if (alike or scan.adjoint) and _has_clusters(limits) else 4
+    alike = scan.hidden_bytes == scan.x.itemsize
+    return best if alike or scan.adjoint else 4
 
 
 def _cut(rows: int, tiles: Tiles) -> Tiles:

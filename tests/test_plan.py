@@ -306,10 +306,12 @@ def test_launches_of_a_unit():
     _, arrays, options = unit_options(u=False, merge=False)
     assert record(gspn2_cupy.propagate, *arrays, **options).launched == [
         "line_scan_slices",  # the first direction is the sum so far
-        *["line_scan_slices", "merge"] * 3,
+        *["line_scan_slices"] * 3,  # the others are merged into it
     ]
     unit, arrays, options = unit_options(normalize="softmax")
-    assert record(gspn2_cupy.propagate, *arrays, **options).launched == ["normalize", "line_scan_slices", "merge"] * 4
+    assert record(gspn2_cupy.propagate, *arrays, **options).launched == ["normalize", "line_scan_slices"] * 4
+    with_states = record(gspn2_cupy.propagate, *arrays, **options, return_states=True).launched
+    assert with_states == ["normalize", "line_scan_slices", "merge"] * 4
     backward = record(gspn2_cupy.propagate_backward, unit.dy, *arrays, **options).launched
     assert backward == 4 * [
         "normalize",
@@ -322,20 +324,23 @@ def test_launches_of_a_unit():
         "line_scan_gradients",
         "normalize_backward",
     ]
+    without_merge = record(gspn2_cupy.propagate_backward, unit.dy, *arrays, **options | {"merge": None}).launched
+    assert without_merge[:4] == ["normalize", "line_scan_slices", "line_scan_slices", "merge"]  # g of u ⊙ dy, h, du
 
 
 def test_launches_of_the_compact_unit():
     x, parameters = np.ones((2, 6, 5, 7), "float32"), gspn2_cupy.compact_parameters(6, 4, directions=ALL_DIRECTIONS[:1])
     options = {"directions": ALL_DIRECTIONS[:1]}
     gates = ["projection"] * 4  # proxies, logits, λ, u
-    unit = ["normalize", "line_scan_slices", "merge"]
+    unit = ["normalize", "line_scan_slices"]
     assert record(gspn2_cupy.compact_propagate, x, parameters, **options).launched == [*gates, *unit, "projection"]
     gradient = ["projection_gradient_partials", "projection_gradient"]
     backward = record(gspn2_cupy.compact_propagate_backward, x, x, parameters, **options).launched
     assert backward == [
         *gates,
         "projection",  # dq
-        *unit,  # q and the hidden lines
+        *unit,
+        "merge",  # q and the hidden lines
         *gradient,
         *["normalize", "merge", "line_scan_slices", "merge"],  # dh, g, du
         *["merge_gradient_partials", "merge_gradient", "line_scan_gradients", "normalize_backward"],
@@ -382,12 +387,13 @@ def test_workspace_of_a_unit(dtype):
     def forward(*arrays, **options):
         return workspace(record(gspn2_cupy.propagate, *arrays, **options), SHAPE, state)
 
-    assert forward(*arrays, **options) == (2, 1)  # hidden lines; y, or the sum
+    assert forward(*arrays, **options) == (1, 1)  # y, or the sum
     assert forward(*arrays, **options, return_states=True) == (1 if wide else 2, 1)
     x, weight, lam, u = (a if a is unit.x else a[:, :1] for a in arrays)
     one = {"directions": ALL_DIRECTIONS[:1]}
     assert forward(x, weight, lam, **one) == (int(wide), 0)  # nothing but y
-    assert forward(x, weight, lam, u, **one) == (1 + wide, 0)
+    assert forward(x, weight, lam, u, **one) == (int(wide), 0)
+    assert forward(x, weight, lam, u, **one, return_states=True) == (1, 0)  # hidden lines, or y
 
     def backward(*arrays, **options):
         return workspace(record(gspn2_cupy.propagate_backward, unit.dy, *arrays, **options), SHAPE, state)

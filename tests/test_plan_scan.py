@@ -226,7 +226,8 @@ def test_as_many_warps_copy_as_were_measured_to_be_best(shape, groups, kind, cop
     assert planned(DEVICES["H200"]) == copiers
     assert planned(replace(DEVICES["H200"], compute_capability=(8, 0))) == 4  # eight would spill
     if kind != "float":
-        assert planned(DEVICES["H200"], h=layout(shape)) == 4  # likewise, with h in float32
+        assert planned(DEVICES["H200"], h=layout(shape)) == 8  # with h in float32, which they write over x and λ
+        assert planned(DEVICES["H200"], h=layout(shape), lam=None) == 4  # without λ it lies beside: eight would spill
 
 
 @every_direction
