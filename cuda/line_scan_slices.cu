@@ -29,11 +29,7 @@ using namespace gspn2;
 
 namespace {
 
-#if MERGING
-using Hidden = State;  // what h is until it is merged: unrounded
-#else
-using Hidden = RESULT;
-#endif
+using Hidden = Choice<MERGING, State, RESULT>::Type;         // what h is until it is merged: unrounded
 constexpr bool IN_PLACE = sizeof(Hidden) == sizeof(SCALAR);  // h takes the place of x
 constexpr int ACROSS = !ALONG && !RAGGED ? ROWS : 1;         // rows that a lane reads at once
 constexpr int MOST_THREADS = 256;                            // of a block

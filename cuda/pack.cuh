@@ -10,6 +10,16 @@ constexpr bool SAME = false;
 template <typename A>
 constexpr bool SAME<A, A> = true;
 
+// A if the condition holds, else B.
+template <bool Condition, typename A, typename B>
+struct Choice {
+  using Type = A;
+};
+template <typename A, typename B>
+struct Choice<false, A, B> {
+  using Type = B;
+};
+
 // Neighbouring elements of an array, read and written 16 bytes at a time where there are as many.
 template <typename T, int Count>
 struct alignas(Count * sizeof(T) < 16 ? Count * sizeof(T) : 16) Pack {

@@ -27,11 +27,7 @@ constexpr bool PACKED = WARPS == 1 && OUTER == 0;  // a block holds several whol
 
 using Offset = OFFSET;  // int where every array is small enough, long long elsewhere
 using Vector = Pack<unsigned, 4>;
-#if MERGING
-using Hidden = State;  // what h is until it is merged: unrounded
-#else
-using Hidden = RESULT;
-#endif
+using Hidden = Choice<MERGING, State, RESULT>::Type;  // what h is until it is merged: unrounded
 template <typename T>
 __device__ constexpr int piece_of() {
   return PIECE < sizeof(T) ? sizeof(T) : PIECE;
@@ -73,7 +69,8 @@ constexpr int TAPS_VECTORS = Layout<WEIGHT>::VECTORS, IMAGE_VECTORS = Layout<SCA
 // Across the scan, what h will be merged with comes through the ring, too: the sum so far, then u.
 constexpr bool ADDENDS_STAGED = MERGING && !ALONG;
 constexpr int ADDENDS_AT = 3 * TAPS_VECTORS + BLOCK_CHANNELS * (1 + HAS_LAM) * IMAGE_VECTORS;
-constexpr int BEFORE_VECTORS = ADDENDS_STAGED ? Layout<State>::VECTORS : 0;
+using Before = Choice<ADDENDS_STAGED, State, SCALAR>::Type;
+constexpr int BEFORE_VECTORS = ADDENDS_STAGED ? Layout<Before>::VECTORS : 0;
 constexpr int STAGE_VECTORS =
     ADDENDS_AT + BLOCK_CHANNELS * (BEFORE_VECTORS + (ADDENDS_STAGED && HAS_U) * IMAGE_VECTORS);
 
@@ -182,11 +179,11 @@ struct Copier {
   Strip<WEIGHT> of_taps;
   Strip<SCALAR> of_images;
   Strip<Hidden, OVER_BOTH> of_hidden;
-  Strip<State> of_before;
+  Strip<Before> of_before;
   Offset taps[Layout<WEIGHT>::COUNT], x[Layout<SCALAR>::COUNT], lam[Layout<SCALAR>::COUNT];
   static constexpr int LEAVING = ALONG ? Strip<Hidden, OVER_BOTH>::COUNT : 1;
   Offset h[LEAVING];
-  Offset before[ADDENDS_STAGED ? Layout<State>::COUNT : 1];
+  Offset before[ADDENDS_STAGED ? Layout<Before>::COUNT : 1];
   Offset u[!HAS_U ? 1 : ALONG ? LEAVING : Layout<SCALAR>::COUNT];
   int beside_at[BESIDE_ROWS ? LEAVING : 1];  // where h lies beside the ring; -1: over x
   Addends<Layout<Hidden>::VECTOR> addends[MERGING ? BLOCK_CHANNELS : 1][MERGING ? LEAVING : 1];
@@ -228,7 +225,7 @@ struct Copier {
     if (ADDENDS_STAGED) {  // of its own rows only: a neighbour may be writing the others'
       const long long first = rows.slice(geometry.h, rows.unit, false);
 #pragma unroll
-      for (int k = 0; k < Layout<State>::COUNT; ++k) {
+      for (int k = 0; k < Layout<Before>::COUNT; ++k) {
         const bool owns = of_before.has(k) && rows.owns(of_before.row(k));
         before[k] = owns ? address(rows, of_before, k, geometry.h, false, first) : NOWHERE;
       }
@@ -280,7 +277,8 @@ struct Copier {
         Vector* const addends = stage + ADDENDS_AT;
         const long long steps = line * geometry.h.line + c * geometry.h.channel;
         const long long steps_of_u = line * geometry.u.line + c * geometry.u.channel;
-        if (merge.before) bring(of_before, addends + c * BEFORE_VECTORS, merge.before + steps, before, left, rows);
+        const Before* const from = reinterpret_cast<const Before*>(merge.before + steps);
+        if (merge.before) bring(of_before, addends + c * BEFORE_VECTORS, from, before, left, rows);
         if constexpr (ADDENDS_STAGED && HAS_U) {
           Vector* const target = addends + BLOCK_CHANNELS * BEFORE_VECTORS + c * IMAGE_VECTORS;
           bring(of_images, target, merge.u + steps_of_u, u, left, rows);

@@ -357,7 +357,7 @@ def _copiers(limits: DeviceLimits, scan: LineScan, best: int) -> int:
     if not _has_clusters(limits):
         return 4
     if scan.weight.itemsize > scan.x.itemsize:
-        return best if scan.adjoint else 4
+        return best if scan.adjoint and scan.lam is None else 4
     over = scan.lam is not None and scan.hidden_bytes > scan.x.itemsize
     if scan.merging or over:
         return 8  # what h lies over, and what it is merged with, takes registers of copying threads

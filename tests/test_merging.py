@@ -46,7 +46,7 @@ def forced_plan(limits, case, direction, scan):
     if scan.x.itemsize == 2 and direction in HORIZONTAL:  # rows of h are twice as many vectors, which two warps copy
         tiles = dataclasses.replace(tiles, copiers=tiles.copiers + tiles.copiers % 2)
     if case == "a cluster of 3, refreshed within a tile" and direction not in HORIZONTAL:
-        tiles = dataclasses.replace(tiles, sets=1)  # with the sum in the ring, too, two do not fit
+        tiles = dataclasses.replace(tiles, lines=16)  # with u and the sum in the ring, too, 32 do not fit
     if case in SMALL_DEVICE:
         limits = dataclasses.replace(limits, multiprocessors=1)
     return _plan_tiles.tiles_plan(limits, tiles, scan)
