@@ -144,7 +144,9 @@ def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
     limits, _ = GPUS[architecture]
     for types in _types():
         plain = _plan.plain_line_scan(_scan_of((1, 4, 7, 9), 1, "left_to_right", not types.adjoint, types))
-        for plan in itertools.chain([plain], _all_of_slices(limits, types), _all_of_tiles(limits, types)):
+        for plan in itertools.chain(
+            [] if types.merging else [plain], _all_of_slices(limits, types), _all_of_tiles(limits, types)
+        ):
             made = seen.setdefault(plan.spec, Specialisation(plan.spec))
             made.threads.add(plan.block[0])
             made.shared_bytes = max(made.shared_bytes, plan.shared_bytes)
@@ -154,12 +156,14 @@ def all_specialisations(architecture: int) -> tuple[Specialisation, ...]:
 
 
 class Types(NamedTuple):
-    """Types of the arrays of a scan, and whether it is an adjoint."""
+    """Types of the arrays of a scan, and whether it is an adjoint or merges, by u or not."""
 
     x: Type
     weight: Type
     h: Type
-    adjoint: bool
+    adjoint: bool = False
+    merging: bool = False
+    u: bool = False
 
 
 def _types() -> Iterator[Types]:
@@ -169,13 +173,18 @@ def _types() -> Iterator[Types]:
         x, state = ((each.c_name, each.itemsize) for each in (kind, kind.state))
         pairs = dict.fromkeys(((x, x), (x, state), (state, x), (state, state)))
         for weight, h in pairs:
-            yield Types(x, weight, h, adjoint=False)
+            yield Types(x, weight, h)
+            yield from (Types(x, weight, h, merging=True, u=u) for u in (False, True))
         for dh, weight in pairs:
             yield Types(dh, weight, state, adjoint=True)
 
 
 def _scan_of(shape: tuple[int, ...], groups: int, direction: str, has_lam: bool, types: Types) -> LineScan:
-    return replace(forward_scan(shape, groups, direction, has_lam, *types[:3]), adjoint=types.adjoint)
+    scan = replace(forward_scan(shape, groups, direction, has_lam, *types[:3]), adjoint=types.adjoint)
+    if types.merging:
+        before = forward_scan(shape, groups, direction, False, ("float", 4), types.weight, ("float", 4)).h
+        scan = replace(scan, merging=True, u=scan.x if types.u else None, before=before)
+    return scan
 
 
 def _all_of_slices(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
@@ -194,7 +203,8 @@ def _all_of_slices(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
 
 
 def _lam(types: Types) -> tuple[bool, ...]:
-    return (False,) if types.adjoint else (True, False)
+    """Return whether there may be a λ, or the u of an adjoint, whose dh is of the state's type if it was made of that."""
+    return (False,) if types.adjoint and types.x == types.h and types.weight != types.h else (True, False)
 
 
 def _all_of_tiles(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
@@ -216,8 +226,8 @@ def _all_of_tiles(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
                 size = (across, lines) if along else (lines, across)
                 shape = (slices, per_group, *size)
                 scan = _scan_of(shape, 1, direction, has_lam, types)
-                plan = _plan_scan.line_scan(limits, scan)
-                if plan.spec.entry == "line_scan_tiles":
+                plan = (_plan_scan.merging_line_scan if types.merging else _plan_scan.line_scan)(limits, scan)
+                if plan is not None and plan.spec.entry == "line_scan_tiles":
                     yield plan
                     if along:  # backwards everything else is the same; upwards the kernel too
                         defines = tuple((n, "1" if n == "REVERSED" else value) for n, value in plan.spec.defines)
