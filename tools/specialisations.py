@@ -182,7 +182,8 @@ def _types() -> Iterator[Types]:
 def _scan_of(shape: tuple[int, ...], groups: int, direction: str, has_lam: bool, types: Types) -> LineScan:
     scan = replace(forward_scan(shape, groups, direction, has_lam, *types[:3]), adjoint=types.adjoint)
     if types.merging:
-        before = forward_scan(shape, groups, direction, False, ("float", 4), types.weight, ("float", 4)).h
+        state = max(types.x, ("float", 4), key=lambda kind: kind[1])
+        before = forward_scan(shape, groups, direction, False, state, types.weight, state).h
         scan = replace(scan, merging=True, u=scan.x if types.u else None, before=before)
     return scan
 
@@ -190,7 +191,7 @@ def _scan_of(shape: tuple[int, ...], groups: int, direction: str, has_lam: bool,
 def _all_of_slices(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
     """Plan the kernel for small slices in every way: one to four rows in a lane, one to eight lines read at once."""
     for across, lines, groups in itertools.product((8, 7, 20, 19, 40, 39, 100, 99), (16, 12, 14, 7), (1, 4)):
-        for has_lam, direction in itertools.product(_lam(types), ALL_DIRECTIONS):
+        for has_lam, direction in itertools.product((True, False), ALL_DIRECTIONS):
             size = (across, lines) if direction in HORIZONTAL else (lines, across)
             scan = _scan_of((1, 4, *size), groups, direction, has_lam, types)
             carried, rows = _plan_scan.carried_channels(scan), _plan_scan.rows_of_lane(scan)
@@ -200,11 +201,6 @@ def _all_of_slices(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
                 plan = _plan_slices.slices_plan(limits, _plan_slices.Slices(rows, carried, warps, 1, rounds), scan)
                 if plan is not None:
                     yield plan
-
-
-def _lam(types: Types) -> tuple[bool, ...]:
-    """Return whether there may be a λ, or the u of an adjoint, whose dh is of the state's type if it was made of that."""
-    return (False,) if types.adjoint and types.x == types.h and types.weight != types.h else (True, False)
 
 
 def _all_of_tiles(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
@@ -221,7 +217,7 @@ def _all_of_tiles(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
                 sizes.append((across, lengths, SLICES))
         sizes += [(across, (*BROKEN_LENGTHS, None) if along else (64, None), BROKEN_SLICES) for across in BROKEN]
         for across, lengths, numbers in sizes:
-            for slices, per_group, has_lam, length in itertools.product(numbers, (1, 2, 4), _lam(types), lengths):
+            for slices, per_group, has_lam, length in itertools.product(numbers, (1, 2, 4), (True, False), lengths):
                 lines = length or 2**31 // (slices * per_group * across) // 8 * 8 + 16
                 size = (across, lines) if along else (lines, across)
                 shape = (slices, per_group, *size)
