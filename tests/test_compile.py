@@ -64,23 +64,29 @@ def test_every_kernel_is_compiled(architecture):
 def test_what_check_launches_is_of_types_that_are_compiled(architecture):
     """Which kernels there are is found in two ways: for a user's check, and for what is compiled here."""
     launched = {(made.spec.entry, types_of(made)) for made in checked_specialisations(architecture)}
-    known = {(*(kind[0] for kind in types), str(int(adjoint))) for *types, adjoint in _types()}
+    known = {(t.x[0], t.weight[0], t.h[0], str(int(t.adjoint)), str(int(t.merging))) for t in _types()}
     for entry in ("line_scan_slices", "line_scan_tiles"):
         assert {types for name, types in launched if name == entry} <= known
     plain = {types for name, types in launched if name == "line_scan_forward"}
     assert plain <= {types[:3] for types in known}
     tuned = {types for name, types in launched if name == "line_scan_slices"}
-    assert tuned >= {(x, x, x, "0") for x in ("float", "double", "__half", "__nv_bfloat16")}
     assert tuned >= {
-        ("__half", "float", "float", "0"),
-        ("__half", "__half", "float", "1"),
-        ("float", "float", "float", "1"),
+        (x, x, x, "0", merging) for x in ("float", "double", "__half", "__nv_bfloat16") for merging in "01"
     }
+    assert tuned >= {
+        ("__half", "float", "float", "0", "0"),
+        ("__half", "__half", "float", "1", "0"),
+        ("float", "float", "float", "1", "0"),
+        ("__half", "float", "__half", "0", "1"),
+    }
+
+
+NAMES = ("SCALAR", "WEIGHT", "RESULT", "ADJOINT", "MERGING")
 
 
 def types_of(made):
     defines = dict(made.spec.defines)
-    return tuple(defines[name] for name in ("SCALAR", "WEIGHT", "RESULT", "ADJOINT") if name in defines)
+    return tuple(defines[name] for name in NAMES if name in defines)
 
 
 def test_every_data_type_and_option_is_found():
