@@ -151,9 +151,13 @@ def call(module: Any, case: Case, arrays: dict[str, Array], saved: Array | None 
         given = {"h": h if saved is None else saved} if case.saved else {}
         grads = module.line_scan_backward(**upstream, **inputs, **given, **options)
     else:
-        y, states = module.propagate(**inputs, **options, return_states=True)
-        results = {"y": y, "states": states}
-        given = {"states": states if saved is None else saved} if case.saved else {}
+        results, given = {}, {}
+        if case.saved or module is reference:  # otherwise each direction is merged as it is scanned
+            results["y"], results["states"] = module.propagate(**inputs, **options, return_states=True)
+        else:
+            results["y"] = module.propagate(**inputs, **options)
+        if case.saved:
+            given = {"states": results["states"] if saved is None else saved}
         grads = module.propagate_backward(arrays["dy"], **inputs, **given, **options)
     gradients = zip(grads._fields, grads, strict=True)
     return results | {f"d{name}": gradient for name, gradient in gradients if gradient is not None}

@@ -136,9 +136,15 @@ def choose(limits: Any, candidates: Iterable[tuple[bool, Case]]) -> Iterator[Pla
         yield from then[start::TURNS]
 
 
+# what tells the shapes of scans that merge apart, which are those of other scans but for what leaves at their end
+MERGING_SHAPE = frozenset(("STATE", "ALONG", "ADJOINT", "MERGING", "HAS_U", "ROWS", "OUTER", "CHANNELS", "SHARED"))
+
+
 def shape_of(spec: KernelSpec, cooperative: bool) -> Any:
     """Return a launch without what its kernel's shape does not depend on."""
-    return spec.entry, tuple(each for each in spec.defines if each[0] not in NOT_SHAPE), cooperative
+    merging = ("MERGING", "1") in spec.defines
+    kept = (each for each in spec.defines if (each[0] in MERGING_SHAPE if merging else each[0] not in NOT_SHAPE))
+    return spec.entry, tuple(kept), cooperative
 
 
 # --- the candidates ---------------------------------------------------------------------------------------------------
