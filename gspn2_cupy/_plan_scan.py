@@ -182,10 +182,11 @@ def _tiles(limits: DeviceLimits, scan: LineScan) -> Iterator[Tiles]:
     piece = scan.piece
     if piece < 16:
         shapes = (replace(tiles, copiers=4) for tiles in shapes)
-    elif scan.merging and scan.along and scan.weight.itemsize > scan.x.itemsize:
-        shapes = (replace(tiles, copiers=6 if tiles.sets * tiles.warps <= 2 else 4) for tiles in shapes)
+    fills = piece == 16 and scan.along and _fills_copiers(limits, scan)
     for tiles in shapes:
         for smaller in _ever_smaller(tiles):
+            if fills:
+                smaller = replace(smaller, copiers=6 if smaller.sets * smaller.warps <= 2 else 4)
             if piece == 16 or _light(limits, smaller, scan, piece):
                 yield smaller
 
@@ -347,6 +348,12 @@ def _busy(limits: DeviceLimits) -> float:
 
 def _has_clusters(limits: DeviceLimits) -> bool:
     return CLUSTERS[0] <= limits.compute_capability < CLUSTERS[1]
+
+
+def _fills_copiers(limits: DeviceLimits, scan: LineScan) -> bool:
+    """Tell whether few copying warps need more registers than they have, and many leave too few to those that scan."""
+    unrounded = scan.hidden_bytes > scan.x.itemsize and (scan.merging or scan.lam is not None)
+    return unrounded and not (_has_clusters(limits) and (scan.weight.itemsize == scan.x.itemsize or not scan.merging))
 
 
 def _copiers(limits: DeviceLimits, scan: LineScan, best: int) -> int:

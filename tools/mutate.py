@@ -37,8 +37,9 @@ LEAST = 0.95
 FORWARD = ("tests/test_plain.py", "tests/test_line_scan.py", "tests/test_pieces.py")
 BACKWARD = ("tests/test_plain.py", "tests/test_line_scan_backward.py", "tests/test_pieces.py")
 GRADIENTS = ("tests/test_gradients.py", "tests/test_line_scan_backward.py", "tests/test_propagate.py")
-TILES = ("tests/test_tiles.py", "tests/test_aligned_images.py", "tests/test_pieces.py")
-SLICES = ("tests/test_slices.py", "tests/test_line_scan.py", "tests/test_pieces.py")
+MERGING = ("tests/test_merging.py",)
+TILES = ("tests/test_tiles.py", *MERGING, "tests/test_aligned_images.py", "tests/test_pieces.py")
+SLICES = ("tests/test_slices.py", *MERGING, "tests/test_line_scan.py", "tests/test_pieces.py")
 WEIGHTS, UNIT = ("tests/test_normalize.py",), ("tests/test_propagate.py",)
 COMPACT = ("tests/test_compact.py",)
 EVERY = (
@@ -57,6 +58,7 @@ SELECTIONS = {
     "line_scan_adjoint.cu": BACKWARD,
     "line_scan_gradients.cu": GRADIENTS,
     "merge.cu": UNIT,
+    "merge_term.cuh": (*UNIT, *MERGING),
     "merge_gradient.cu": UNIT,
     "projection.cu": COMPACT,
     "projection_gradient.cu": COMPACT,

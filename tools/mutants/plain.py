@@ -245,24 +245,25 @@ PLAIN += mutants(
     "merge.cu",
     ("the next pixels of h", "read_pack<PACK>(h + at(geometry.h))", "read_pack<PACK>(h + at(geometry.h) + PACK)"),
     ("one pixel too many", "if (number >= geometry", "if (number > geometry"),
-    ("forget u", "modulation.widened(k) * hidden.widened(k)", "hidden.widened(k)"),
-    ("forget m", "m ? widen(*m) : State(1)", "State(1)"),
-    ("flip the sign of the sum so far", "modulated, value.value[k])", "modulated, -value.value[k])"),
     ("keep the sum instead of h", "narrow<SCALAR>(hidden.widened(k))", "narrow<SCALAR>(total)"),
     ("the layout of another array", "sum + at(geometry.sum)", "sum + at(geometry.h)"),
     ("the first image for all", "blockIdx.y * image.batch + number", "number"),
     ("packs overlap", "threadIdx.x) * PACK;", "threadIdx.x);"),
     (
-        "the first pixel of a pack for all",
-        "const State modulated = u ? modulation.widened(k) *",
-        "const State modulated = u ? modulation.widened(0) *",
-    ),
-    (
         "pixels of all images in each",
         "geometry.scan.pixels() / (PACK > 1 ? geometry.scan.batch : 1)",
         "geometry.scan.pixels()",
     ),
-    ("forget the sum so far", "before ? multiply_add", "before && false ? multiply_add"),
+)
+
+PLAIN += mutants(
+    "merge_term.cuh",
+    ("forget u", "HAS_U ? u.widened(k) * h.widened(k)", "HAS_U ? h.widened(k)"),
+    ("forget m", "m ? widen(*m) : State(1)", "State(1)"),
+    ("flip the sign of the sum so far", "modulated, before.value[k])", "modulated, -before.value[k])"),
+    ("the first pixel of a pack for all", "u.widened(k) *", "u.widened(0) *"),
+    ("forget the sum so far", "merge.before ? multiply_add", "merge.before && false ? multiply_add"),
+    ("u at the place of the sum", "merge.u + u_at", "merge.u + before_at"),
 )
 
 PLAIN += mutants(
