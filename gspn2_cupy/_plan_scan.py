@@ -193,7 +193,6 @@ def _tiles(limits: DeviceLimits, scan: LineScan) -> Iterator[Tiles]:
 
 def _ever_smaller(tiles: Tiles) -> Iterator[Tiles]:
     """Yield a shape, then with fewer stages, then with fewer registers, then all that with fewer channels."""
-    yield tiles
     sets = tiles.sets
     while sets:
         for stages in range(tiles.stages, 1, -1):

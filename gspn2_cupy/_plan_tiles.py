@@ -74,9 +74,8 @@ def _registers(tiles: Tiles, scan: LineScan, offset: int) -> int:
     elements = tiles.rows * (max(scan.vectors) if scan.along else tiles.group)
     group = elements * (3 * weight.itemsize + (1 if scan.lam is None else 2) * x.itemsize) // 4
     if not scan.along and tiles.group > 4:
-        group += (
-            elements * min(scan.hidden_bytes, x.itemsize) // 4
-        )  # the results of fewer lines fit into what everything else takes
+        # the results of fewer lines fit into what everything else takes
+        group += elements * min(scan.hidden_bytes, x.itemsize) // 4
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
     beside = 8 if scan.along and scan.hidden_bytes > x.itemsize else 0  # where h lies in shared memory
