@@ -268,7 +268,7 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
 
 # Options of units whose scans are shaped anew. Weights from logits are of the state's type, another one in 16 bits.
 MERGES: tuple[dict[str, Any], ...] = ({"merge": True}, {"u": True})
-UNITS = {2: (*MERGES, {"normalize": "sigmoid"}, {"normalize": "sigmoid", "u": True}), 4: MERGES, 8: ()}
+UNITS = {2: (*MERGES, {"normalize": "sigmoid"}, {"normalize": "sigmoid", "u": True}), 4: MERGES, 8: MERGES}
 
 
 def _shapes(limits: Any, case: Case) -> Iterator[Any]:

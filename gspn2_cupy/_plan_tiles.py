@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, LineScan, definitions
 
+REGISTERS = 65536  # of a multiprocessor
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -73,9 +75,6 @@ def _registers(tiles: Tiles, scan: LineScan, offset: int) -> int:
     x, weight = scan.x, scan.weight
     elements = tiles.rows * (max(scan.vectors) if scan.along else tiles.group)
     group = elements * (3 * weight.itemsize + (1 if scan.lam is None else 2) * x.itemsize) // 4
-    if not scan.along and tiles.group > 4:
-        # the results of fewer lines fit into what everything else takes
-        group += elements * min(scan.hidden_bytes, x.itemsize) // 4
     vectors = tiles.block_rows * tiles.lines // 16 / (32 * tiles.copiers)
     copied = math.ceil(vectors * weight.itemsize) * 2 + math.ceil(vectors * x.itemsize) * 4
     beside = 8 if scan.along and scan.hidden_bytes > x.itemsize else 0  # where h lies in shared memory
@@ -85,7 +84,15 @@ def _registers(tiles: Tiles, scan: LineScan, offset: int) -> int:
         group += 2 * elements  # a lane reads twice as many lines as x has in a vector, and makes their results
     converted = 8 if tiles.ahead and x.c_name == "__half" else 0  # which takes more than bfloat16's shift
     pieces = 40 if scan.piece < 16 else 0
-    return min(max(group * (2 if tiles.ahead else 1) + converted, copied) + beside + pieces + 48 + 4 * offset, 255)
+    kept, fewest = 0, 0  # of the results; those of fewer lines fit into what everything else takes
+    if not scan.along and tiles.group > 4:
+        kept, fewest = (elements * itemsize // 4 for itemsize in (scan.hidden_bytes, x.itemsize))
+
+    def needed(results: int) -> int:
+        scanned = (group + results) * (2 if tiles.ahead else 1) + converted
+        return min(max(scanned, copied) + beside + pieces + 48 + 4 * offset, 255)
+
+    return needed(kept if needed(kept) * tiles.threads <= REGISTERS else fewest)
 
 
 def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str = "") -> LaunchPlan | None:
@@ -103,7 +110,7 @@ def tiles_plan(limits: DeviceLimits, tiles: Tiles, scan: LineScan, reason: str =
         return None
     resident = min(
         limits.shared_bytes_per_multiprocessor // (shared + 1024),
-        65536 // (registers * tiles.threads),
+        REGISTERS // (registers * tiles.threads),
         limits.max_threads_per_multiprocessor // tiles.threads,
         16,
     )

@@ -394,10 +394,10 @@ def test_a_sweep_tries_the_planned_shape_and_those_near_it_or_those_that_are_nam
 
     for shape, kernel in (("vit_14", "line_scan_slices"), ("batch_1k", "line_scan_tiles")):
         for case, direction in (("float32 PC", "top_to_bottom"), ("bfloat16 SH", "left_to_right")):
-            (first, planned), *others = sweep.candidates(plans.H200, shape, case, direction, False, 40)
+            (first, planned), *others = sweep.candidates(plans.H200, shape, case, direction, "forward", 40)
             assert (first, planned.spec.entry) == ("planned", kernel)
             assert len(others) >= 4
     named = sweep.tiles_from("4,2,2,6,32,8,16,2,8,0,5,64")
     assert dict(vars(named)) == dict(vars(sweep.tiles_of(planned))) | {"fetch": 64}
-    labels = [label for label, _ in sweep.candidates(plans.H200, shape, case, direction, False, 4, [named])]
+    labels = [label for label, _ in sweep.candidates(plans.H200, shape, case, direction, "forward", 4, [named])]
     assert labels == ["planned", "(4, 2, 2, 6, 32, 8, 16, 2, 8, False, 5, 64)"]

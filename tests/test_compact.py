@@ -382,4 +382,4 @@ def test_the_channels_between_are_what_a_call_allocates(groups, directions):
     workspace = [shape for shape, dtype in recorder.allocated if dtype != np.float16]
     assert {np.dtype(dtype) for _, dtype in recorder.allocated} <= {np.dtype("float16"), np.dtype("float32")}
     channels = sum(int(np.prod(shape)) for shape in workspace) // (2 * 5 * 7)
-    assert channels == (2 if directions > 1 else 1) * 4 + 3 * groups
+    assert channels == (1 if directions > 1 else 0) * 4 + 3 * groups  # the sum of directions, and weights of one
