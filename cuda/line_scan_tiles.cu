@@ -112,51 +112,47 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     // --- copy: one group of copies per tile, empty past the end -----------------------------------------------------
     const int thread = static_cast<int>(threadIdx.x) - SCANNERS;
     Copier copier(thread);
-    int load_unit = first_unit, load_tile = 0, store_unit = first_unit, store_tile = 0;
+    struct Place {  // of a tile among those of this block
+      int unit, tile;
+      __device__ __forceinline__ void go_on(int tiles, int unit_step) {
+        if (++tile == tiles) tile = 0, unit += unit_step;
+      }
+    };
+    Place loaded{first_unit, 0}, stored = loaded, asked = loaded;
     const auto left = [&](int tile) {  // lines, LINES at most
       return static_cast<int>(min(scan.lines - static_cast<long long>(tile) * LINES, static_cast<long long>(LINES)));
     };
-    const auto load = [&](int count) {
-      if (load_unit < rows.units) {
-        rows.unit = load_unit;
-        if (load_tile == 0) copier.aim(rows, geometry);
-        copier.load(stage_of(ring, count), x, weight, lam, merge, rows, geometry, load_tile, left(load_tile));
-        if (++load_tile == tiles) {
-          load_tile = 0;
-          load_unit += unit_step;
-        }
+    // One round a tile, and STAGES - 1 before the first, of which the scanning warps meet the last one only. The code of a copy
+    // is long, so each stands here once.
+    const int total = (rows.units - first_unit + unit_step - 1) / unit_step * tiles;
+#pragma unroll 1
+    for (int count = 1 - STAGES; count <= total; ++count) {
+      if (ALONG && count > 0) {
+        rows.unit = stored.unit;
+        if (!MERGING && stored.tile == 0) copier.aim_back(rows, geometry);
+        copier.store(ring, count - 1, h, merge, rows, geometry, stored.tile, left(stored.tile));
+        stored.go_on(tiles, unit_step);
+        if (OVER_BOTH) __syncwarp();
+      }
+      if (count == total) break;
+      if (loaded.unit < rows.units) {
+        rows.unit = loaded.unit;
+        if (loaded.tile == 0) copier.aim(rows, geometry);
+        copier.load(stage_of(ring, count + STAGES - 1), x, weight, lam, merge, rows, geometry, loaded.tile,
+                    left(loaded.tile));
+        loaded.go_on(tiles, unit_step);
       }
       copy_async_commit();
-    };
-    const auto store = [&](int count) {
-      rows.unit = store_unit;
-      if (!MERGING && store_tile == 0) copier.aim_back(rows, geometry);
-      copier.store(ring, count, h, merge, rows, geometry, store_tile, left(store_tile));
-      if (++store_tile == tiles) {
-        store_tile = 0;
-        store_unit += unit_step;
+      if (ALONG && MERGING && count >= 0) {
+        rows.unit = asked.unit;
+        if (asked.tile == 0) copier.aim_back(rows, geometry);
+        copier.ask(merge, rows, geometry, asked.tile, left(asked.tile));
+        asked.go_on(tiles, unit_step);
       }
-    };
-#pragma unroll 1
-    for (int count = 0; count < STAGES - 1; ++count) load(count);
-    copy_async_wait<STAGES - 2>();
-    block_sync();
-    int count = 0;
-    for (int unit = first_unit; unit < rows.units; unit += unit_step) {
-      for (int tile = 0; tile < tiles; ++tile, ++count) {
-        if (ALONG && count > 0) store(count - 1);
-        if (ALONG && OVER_BOTH) __syncwarp();
-        load(count + STAGES - 1);
-        if (ALONG && MERGING) {
-          rows.unit = unit;
-          if (tile == 0) copier.aim_back(rows, geometry);
-          copier.ask(merge, rows, geometry, tile, left(tile));
-        }
-        copy_async_wait<STAGES - 2>();
-        block_sync();
-      }
+      if (count < -1) continue;
+      copy_async_wait<STAGES - 2>();
+      block_sync();
     }
-    if (ALONG && count > 0) store(count - 1);
   } else {
     // --- scan -------------------------------------------------------------------------------------------------------
     Scanner scanner;

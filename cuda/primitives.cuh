@@ -25,6 +25,12 @@ __device__ __forceinline__ T* kept(T* shared) {
   return reinterpret_cast<T*>(__cvta_shared_to_generic(address));
 }
 
+// The same number. What is made of it is made here, and not before a loop, from where it would have to wait in registers.
+__device__ __forceinline__ int anew(int number) {
+  asm volatile("" : "+r"(number));
+  return number;
+}
+
 // Write 2, 4, 8 or 16 bytes to shared memory if `wanted`: by a predicate, where after a branch the compiler would guard every
 // shuffle that follows.
 template <typename Piece>

@@ -175,11 +175,17 @@ struct Strip {
 // copies of no bytes start there, or past an array's end.
 constexpr Offset NOWHERE = -1024;
 static_assert(LINES < 1024, "no vector is there");
+struct Strips {
+  Strip<WEIGHT> taps;
+  Strip<SCALAR> images;
+  Strip<Hidden, OVER_BOTH> hidden;
+  Strip<Before> before;
+
+  __device__ __forceinline__ explicit Strips(int thread)
+      : taps{thread}, images{thread}, hidden{thread}, before{thread} {}
+};
 struct Copier {
-  Strip<WEIGHT> of_taps;
-  Strip<SCALAR> of_images;
-  Strip<Hidden, OVER_BOTH> of_hidden;
-  Strip<Before> of_before;
+  Strips strips;
   Offset taps[Layout<WEIGHT>::COUNT], x[Layout<SCALAR>::COUNT], lam[Layout<SCALAR>::COUNT];
   static constexpr int LEAVING = ALONG ? Strip<Hidden, OVER_BOTH>::COUNT : 1;
   Offset h[LEAVING];
@@ -188,8 +194,7 @@ struct Copier {
   int beside_at[BESIDE_ROWS ? LEAVING : 1];  // where h lies beside the ring; -1: over x
   Addends<Layout<Hidden>::VECTOR> addends[MERGING ? BLOCK_CHANNELS : 1][MERGING ? LEAVING : 1];
 
-  __device__ __forceinline__ explicit Copier(int thread)
-      : of_taps{thread}, of_images{thread}, of_hidden{thread}, of_before{thread} {}
+  __device__ __forceinline__ explicit Copier(int thread) : strips(thread) {}
 
   // Where a vector of a strip lies in an array; `first`: the slice of the block's first unit, the only one it often has.
   template <typename T, bool Over, typename Array>
@@ -203,45 +208,47 @@ struct Copier {
 
   // Take up the unit that is to be loaded.
   __device__ __forceinline__ void aim(const Rows& rows, const Geometry& geometry) {
+    const Strips from(anew(strips.taps.thread));
     const long long first_taps = rows.slice(geometry.weight, rows.unit, true);
     const long long first_x = rows.slice(geometry.x, rows.unit, false);
     const long long first_lam = HAS_LAM ? rows.slice(geometry.lam, rows.unit, false) : 0;
     const long long first_u = ADDENDS_STAGED && HAS_U ? rows.slice(geometry.u, rows.unit, false) : 0;
 #pragma unroll
     for (int k = 0; k < Layout<WEIGHT>::COUNT; ++k) {
-      const bool exists = of_taps.has(k) && rows.exists(of_taps.row(k));
-      taps[k] = exists ? address(rows, of_taps, k, geometry.weight, true, first_taps) : NOWHERE;
+      const bool exists = from.taps.has(k) && rows.exists(from.taps.row(k));
+      taps[k] = exists ? address(rows, from.taps, k, geometry.weight, true, first_taps) : NOWHERE;
     }
 #pragma unroll
     for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
-      const bool exists = of_images.has(k) && rows.exists(of_images.row(k));
-      x[k] = exists ? address(rows, of_images, k, geometry.x, false, first_x) : NOWHERE;
-      if (HAS_LAM) lam[k] = exists ? address(rows, of_images, k, geometry.lam, false, first_lam) : NOWHERE;
+      const bool exists = from.images.has(k) && rows.exists(from.images.row(k));
+      x[k] = exists ? address(rows, from.images, k, geometry.x, false, first_x) : NOWHERE;
+      if (HAS_LAM) lam[k] = exists ? address(rows, from.images, k, geometry.lam, false, first_lam) : NOWHERE;
       if (ADDENDS_STAGED && HAS_U) {
-        const bool owns = of_images.has(k) && rows.owns(of_images.row(k));
-        u[k] = owns ? address(rows, of_images, k, geometry.u, false, first_u) : NOWHERE;
+        const bool owns = from.images.has(k) && rows.owns(from.images.row(k));
+        u[k] = owns ? address(rows, from.images, k, geometry.u, false, first_u) : NOWHERE;
       }
     }
     if (ADDENDS_STAGED) {  // of its own rows only: a neighbour may be writing the others'
       const long long first = rows.slice(geometry.h, rows.unit, false);
 #pragma unroll
       for (int k = 0; k < Layout<Before>::COUNT; ++k) {
-        const bool owns = of_before.has(k) && rows.owns(of_before.row(k));
-        before[k] = owns ? address(rows, of_before, k, geometry.h, false, first) : NOWHERE;
+        const bool owns = from.before.has(k) && rows.owns(from.before.row(k));
+        before[k] = owns ? address(rows, from.before, k, geometry.h, false, first) : NOWHERE;
       }
     }
   }
   // Take up the unit whose h is to be stored.
   __device__ __forceinline__ void aim_back(const Rows& rows, const Geometry& geometry) {
+    const Strips from(anew(strips.taps.thread));
     const long long first = rows.slice(geometry.h, rows.unit, false);
     const long long first_u = HAS_U ? rows.slice(geometry.u, rows.unit, false) : 0;
 #pragma unroll
     for (int k = 0; k < LEAVING; ++k) {
-      const int row = of_hidden.row(k);
-      const bool leaves = of_hidden.has(k) && rows.owns(row);
-      h[k] = leaves ? address(rows, of_hidden, k, geometry.h, false, first) : NOWHERE;
-      if (HAS_U) u[k] = leaves ? address(rows, of_hidden, k, geometry.u, false, first_u) : NOWHERE;
-      if (BESIDE_ROWS) beside_at[k] = beside(row) ? place_beside(row, of_hidden.n(k)) : -1;
+      const int row = from.hidden.row(k);
+      const bool leaves = from.hidden.has(k) && rows.owns(row);
+      h[k] = leaves ? address(rows, from.hidden, k, geometry.h, false, first) : NOWHERE;
+      if (HAS_U) u[k] = leaves ? address(rows, from.hidden, k, geometry.u, false, first_u) : NOWHERE;
+      if (BESIDE_ROWS) beside_at[k] = beside(row) ? place_beside(row, from.hidden.n(k)) : -1;
     }
   }
   // Start the copies of a tile of which `left` lines exist; what does not exist becomes 0.
@@ -252,7 +259,7 @@ struct Copier {
 #pragma unroll
     for (int tap = 0; tap < 3; ++tap) {
       const WEIGHT* const from = weight + line * geometry.weight.line + tap * geometry.weight.tap;
-      bring(of_taps, stage + tap * TAPS_VECTORS, from, taps, left, rows);
+      bring(strips.taps, stage + tap * TAPS_VECTORS, from, taps, left, rows);
     }
     Vector* const images = stage + 3 * TAPS_VECTORS;
 #pragma unroll
@@ -262,12 +269,12 @@ struct Copier {
 #pragma unroll
       for (int k = 0; k < Layout<SCALAR>::COUNT; ++k) {
         constexpr int BYTES = Strip<SCALAR>::BYTES, LAM = BLOCK_CHANNELS * IMAGE_VECTORS * Layout<SCALAR>::VECTOR;
-        SCALAR* const target = reinterpret_cast<SCALAR*>(images + c * IMAGE_VECTORS + of_images.place(k));
-        const bool has = of_images.has(k);
+        SCALAR* const target = reinterpret_cast<SCALAR*>(images + c * IMAGE_VECTORS + strips.images.place(k));
+        const bool has = strips.images.has(k);
 #pragma unroll
         for (int j = 0; j < Strip<SCALAR>::PIECES; ++j) {
-          const int at = j * of_images.OF_PIECE;
-          const bool exists = x[k] != NOWHERE && of_images.in(k, j, left, rows);
+          const int at = j * strips.images.OF_PIECE;
+          const bool exists = x[k] != NOWHERE && strips.images.in(k, j, left, rows);
           copy_piece<BYTES, FETCH>(has, target + at, from_x + x[k] + at, exists);
           if (HAS_LAM) copy_piece<BYTES, FETCH>(has, target + LAM + at, from_lam + lam[k] + at, exists);
         }
@@ -278,10 +285,10 @@ struct Copier {
         const long long steps = line * geometry.h.line + c * geometry.h.channel;
         const long long steps_of_u = line * geometry.u.line + c * geometry.u.channel;
         const Before* const from = reinterpret_cast<const Before*>(merge.before + steps);
-        if (merge.before) bring(of_before, addends + c * BEFORE_VECTORS, from, before, left, rows);
+        if (merge.before) bring(strips.before, addends + c * BEFORE_VECTORS, from, before, left, rows);
         if constexpr (ADDENDS_STAGED && HAS_U) {
           Vector* const target = addends + BLOCK_CHANNELS * BEFORE_VECTORS + c * IMAGE_VECTORS;
-          bring(of_images, target, merge.u + steps_of_u, u, left, rows);
+          bring(strips.images, target, merge.u + steps_of_u, u, left, rows);
         }
       }
     }
@@ -312,7 +319,7 @@ struct Copier {
       const long long from = line * geometry.h.line + c * geometry.h.channel;
 #pragma unroll
       for (int k = 0; k < LEAVING; ++k) {
-        if (h[k] != NOWHERE && of_hidden.in(k, 0, left, rows))
+        if (h[k] != NOWHERE && strips.hidden.in(k, 0, left, rows))
           addends[c][k].read(merge, from_u + u[HAS_U ? k : 0], from + h[k]);
       }
     }
@@ -331,17 +338,17 @@ struct Copier {
       for (int k = 0; k < LEAVING; ++k) {
         const bool is_beside = BESIDE_ROWS && beside_at[k] >= 0;
         const Vector* const from =
-            is_beside ? aside + c * BESIDE_VECTORS + beside_at[k] : over + c * IMAGE_VECTORS + of_hidden.place(k);
+            is_beside ? aside + c * BESIDE_VECTORS + beside_at[k] : over + c * IMAGE_VECTORS + strips.hidden.place(k);
         if constexpr (MERGING) {
           using Hiddens = Pack<Hidden, Layout<Hidden>::VECTOR>;
-          if (h[k] != NOWHERE && of_hidden.in(k, 0, left, rows)) {
+          if (h[k] != NOWHERE && strips.hidden.in(k, 0, left, rows)) {
             write_pack(to + h[k], addends[c][k].template add<RESULT>(merge, reinterpret_cast<const Hiddens&>(*from)));
           }
         } else {
 #pragma unroll
           for (int j = 0; j < Strip<RESULT>::PIECES; ++j) {
-            const int at = j * of_hidden.OF_PIECE;
-            copy_out<Strip<RESULT>::BYTES>(h[k] != NOWHERE && of_hidden.in(k, j, left, rows), to + h[k] + at,
+            const int at = j * strips.hidden.OF_PIECE;
+            copy_out<Strip<RESULT>::BYTES>(h[k] != NOWHERE && strips.hidden.in(k, j, left, rows), to + h[k] + at,
                                            reinterpret_cast<const RESULT*>(from) + at);
           }
         }

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,10 +68,21 @@ def test_a_broken_cupy(capsys, monkeypatch, tmp_path):
 # --- the choice of cases ----------------------------------------------------------------------------------------------
 
 
+@cache
+def candidates_for(limits):
+    """All that are looked at for a GPU: half a minute."""
+    return list(_check_choice.candidates(limits, list(DTYPES)))
+
+
+@cache
+def chosen_for(limits):
+    """Those that are kept."""
+    return list(_check_choice.choose(limits, candidates_for(limits)))
+
+
 @pytest.mark.parametrize("limits", [H100, A100, LIMITS], ids=lambda limits: limits.name)
 def test_every_launch_of_every_candidate_is_among_the_chosen(limits):
-    candidates = list(_check_choice.candidates(limits, list(DTYPES)))
-    chosen = list(_check_choice.choose(limits, candidates))
+    candidates, chosen = candidates_for(limits), chosen_for(limits)
     launches = {launch for planned in chosen for launch in planned.launches}
     assert {dtype for planned in chosen for dtype in [planned.case.dtype]} == set(DTYPES)
     assert {planned.case.operation for planned in chosen} == {LINE_SCAN, WEIGHTS, UNIT, PROJECTION}
@@ -81,7 +93,7 @@ def test_every_launch_of_every_candidate_is_among_the_chosen(limits):
 
 @pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
 def test_every_shape_of_a_kernel_comes_first(limits):
-    chosen = list(_check_choice.choose(limits, _check_choice.candidates(limits, list(DTYPES))))
+    chosen = chosen_for(limits)
     shapes = [{_check_choice.shape_of(*launch) for launch in planned.launches} for planned in chosen]
     last = max(i for i, each in enumerate(shapes) if not set().union(*shapes[:i]) >= each)
     assert last < 500  # more would take a first run too long: there are two or three kernels to compile for each
@@ -91,7 +103,7 @@ def test_every_shape_of_a_kernel_comes_first(limits):
 @pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
 def test_random_calls_find_no_shape_that_is_not_checked(limits):
     """Small or not; what is left out has more elements than 32 bits count, or gaps, or rows of many vectors."""
-    chosen = list(_check_choice.choose(limits, _check_choice.candidates(limits, list(DTYPES))))
+    chosen = chosen_for(limits)
     checked = {_check_choice.shape_of(*launch) for planned in chosen for launch in planned.launches}
     random = np.random.default_rng(1)
     for number in range(600):

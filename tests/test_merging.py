@@ -18,6 +18,9 @@ from gspn2_cupy.reference import HORIZONTAL
 TILES = [case for case in test_tiles.CASES if "pieces" not in case]  # the others copy no whole vectors
 CASES = [*TILES, *test_slices.CASES]
 ALL_CASES = [(case, ALL_DIRECTIONS[(k + turn) % 4]) for turn in range(4) for k, case in enumerate(CASES)]
+# On the CPU, where each is a kernel to build: forward in one direction along the rows and one across, adjoints in another.
+FORWARD = [(case, ALL_DIRECTIONS[(k + turn) % 4]) for turn in (0, 2) for k, case in enumerate(CASES)]
+ADJOINT = [(case, ALL_DIRECTIONS[(k + 1) % 4]) for k, case in enumerate(CASES)]
 
 
 def arrays_of(case, direction):
@@ -81,7 +84,7 @@ def both(launcher, case, direction, arrays, result, state, chunk):
     return answers
 
 
-@pytest.mark.parametrize(("case", "direction"), ALL_CASES)
+@pytest.mark.parametrize(("case", "direction"), FORWARD)
 def test_emulated(case, direction):
     require()
     arrays, *types = arrays_of(case, direction)
@@ -120,7 +123,7 @@ def adjoint_arrays_of(case, direction):
     return (x, weight, x[::-1] if lam is None else lam, h0), state, chunk
 
 
-@pytest.mark.parametrize(("case", "direction"), ALL_CASES)
+@pytest.mark.parametrize(("case", "direction"), ADJOINT)
 def test_emulated_adjoint(case, direction):
     require()
     arrays, *types = adjoint_arrays_of(case, direction)

@@ -77,7 +77,7 @@ def run(function, call, *, device="cpu", needs=None, **options):
 
 def expected(function, call, *, states=False):
     """Results and gradients of the array functions, on NumPy arrays."""
-    kwargs = {"line_scan": {"return_last": True}, "propagate": {"return_states": True}}.get(function, {})
+    kwargs = {"line_scan": {"return_last": True}, "propagate": {"return_states": states}}.get(function, {})
     results = getattr(gspn2_cupy, function)(**call.arrays, **call.options, **kwargs)
     results = results if isinstance(results, tuple) else (results,)
     saved = {"line_scan": {"h": results[0]}, "propagate": {"states": results[-1]}}[function] if states else {}

@@ -16,6 +16,10 @@ inline T* kept(T* shared) {
   return shared;
 }
 
+inline int anew(int number) {
+  return number;
+}
+
 template <typename Piece>
 inline void write_shared(bool wanted, Piece* shared, const Piece& piece) {
   static_assert(sizeof(Piece) == 2 || sizeof(Piece) == 4 || sizeof(Piece) == 8 || sizeof(Piece) == 16);
