@@ -18,7 +18,7 @@ from gspn2_cupy.reference import HORIZONTAL
 TILES = [case for case in test_tiles.CASES if "pieces" not in case]  # the others copy no whole vectors
 CASES = [*TILES, *test_slices.CASES]
 ALL_CASES = [(case, ALL_DIRECTIONS[(k + turn) % 4]) for turn in range(4) for k, case in enumerate(CASES)]
-# On the CPU, where each is a kernel to build: forward in one direction along the rows and one across, adjoints in another.
+# On the CPU, where each is a kernel to build: forward once along the rows and once across, adjoints once.
 FORWARD = [(case, ALL_DIRECTIONS[(k + turn) % 4]) for turn in (0, 2) for k, case in enumerate(CASES)]
 ADJOINT = [(case, ALL_DIRECTIONS[(k + 1) % 4]) for k, case in enumerate(CASES)]
 
