@@ -196,6 +196,11 @@ struct Copier {
 
   __device__ __forceinline__ explicit Copier(int thread) : strips(thread) {}
 
+  // The same strips. Where h lies over both, there are so many addresses that what they are made of must not wait in registers, too.
+  __device__ __forceinline__ Strips aimed() const {
+    return OVER_BOTH && !MERGING ? Strips(anew(strips.taps.thread)) : strips;
+  }
+
   // Where a vector of a strip lies in an array; `first`: the slice of the block's first unit, the only one it often has.
   template <typename T, bool Over, typename Array>
   static __device__ __forceinline__ Offset address(const Rows& rows, const Strip<T, Over>& strip, int k,
@@ -208,7 +213,7 @@ struct Copier {
 
   // Take up the unit that is to be loaded.
   __device__ __forceinline__ void aim(const Rows& rows, const Geometry& geometry) {
-    const Strips from(anew(strips.taps.thread));
+    const Strips from = aimed();
     const long long first_taps = rows.slice(geometry.weight, rows.unit, true);
     const long long first_x = rows.slice(geometry.x, rows.unit, false);
     const long long first_lam = HAS_LAM ? rows.slice(geometry.lam, rows.unit, false) : 0;
@@ -239,7 +244,7 @@ struct Copier {
   }
   // Take up the unit whose h is to be stored.
   __device__ __forceinline__ void aim_back(const Rows& rows, const Geometry& geometry) {
-    const Strips from(anew(strips.taps.thread));
+    const Strips from = aimed();
     const long long first = rows.slice(geometry.h, rows.unit, false);
     const long long first_u = HAS_U ? rows.slice(geometry.u, rows.unit, false) : 0;
 #pragma unroll

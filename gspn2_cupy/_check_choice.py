@@ -153,11 +153,12 @@ def shape_of(spec: KernelSpec, cooperative: bool) -> Any:
 ODD = ((1, 7), (7, 1), (33, 33), (7, 127), (3, 1025), (40, 301), (100, 300), (50, 1102), (21, 2051))
 
 # pixels in a line: for each shape that was seen to be chosen on some GPU, a width at which it is
-ACROSS = """
+WIDTHS = """
     8 16 32 40 56 60 64 66 68 72 96 98 104 128 129 136 164 200 232 256 262 264 296 328 384 390 392 512 518 520 584
     632 646 648 768 774 776 902 904 1024 1030 1176 1296 1464 1536 2048 4096 12000 13905 14002 16384 17009 17010
     24001 28000 32768
 """
+ACROSS = sorted(map(int, WIDTHS.split()), key=lambda width: width % 8 > 0)  # first those of whole vectors in all types
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Sweep:
     shares: tuple[float, ...] = (0.06, 0.13, 0.23, 0.3, 0.4, 0.44, 0.5, 1.1, 3.2)
     lines: int = 24
     broken: tuple[int, ...] = (1, 2)
-    across: tuple[int, ...] = tuple(map(int, ACROSS.split()))
+    across: tuple[int, ...] = tuple(ACROSS)
     narrow: tuple[int, ...] = (2, 3, 5, 6, 33, 50, 64)  # and long
     narrow_broken: tuple[int, ...] = (41, 70, 91, 122)  # likewise, of broken vectors: too long for whole slices
     many_lines: int = 1200
@@ -250,20 +251,25 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
     for slices, size in sweep.sizes(limits.multiprocessors):
         if math.prod(slices[:2]) * math.prod(size) > MOST_ELEMENTS:
             continue
-        for (itemsize, of_size), axis, lam in itertools.product(by_size.items(), AXES, (True, False)):
+        for axis, lam in itertools.product(AXES, (True, False)):
             image = _image(slices, size, axis[0])
-            if not new(Case(LINE_SCAN, of_size[0], image, slices[2], axis, lam=lam)):
-                continue
-            number = next(count)
-            turn = number % len(of_size)
-            in_turn = (*of_size[turn:], *of_size[:turn])
-            for dtype, direction in itertools.product(in_turn, axis):
-                yield False, _scan(number, dtype, slices, size, direction, lam)
-            for options in UNITS[itemsize]:  # whose shapes change where those of a scan alone do
-                unit = Case(UNIT, of_size[0], image, slices[2], axis, lam=lam, **options)
-                if new(unit):
-                    for dtype in in_turn:
-                        yield False, replace(unit, dtype=dtype)
+
+            def described(operation: str, itemsize: int, **options: Any) -> Case:
+                return Case(operation, by_size[itemsize][0], image, slices[2], axis, lam=lam, **options)  # noqa: B023
+
+            changed = [itemsize for itemsize in by_size if new(described(LINE_SCAN, itemsize))]
+            for itemsize, of_size in by_size.items() if changed else ():
+                number = next(count)
+                turn = number % len(of_size)
+                in_turn = (*of_size[turn:], *of_size[:turn])
+                if itemsize in changed:
+                    for dtype, direction in itertools.product(in_turn, axis):
+                        yield False, _scan(number, dtype, slices, size, direction, lam)
+                # the shapes of units, in which types are mixed, change where those of one of them do
+                for unit in (described(UNIT, itemsize, **options) for options in UNITS[itemsize]):
+                    if new(unit):
+                        for dtype in in_turn:
+                            yield False, replace(unit, dtype=dtype)
 
 
 # Options of units whose scans are shaped anew. Weights from logits are of the state's type, another one in 16 bits.
@@ -275,12 +281,12 @@ def _shapes(limits: Any, case: Case) -> Iterator[Any]:
     """Yield types and shape of what a case's scans launch that those of fewer options don't.
 
     In a backward that recomputes h, and in a unit where it is not merged, it is of the state's type. So are weights
-    from logits and, with merge, dh.
+    from logits and, with merge, dh; of a scan alone, too, here: where its shape changes, units are looked at.
     """
     kind = data_type(case.dtype)
     assert kind is not None
     x, state = (kind.c_name, kind.itemsize), (kind.state.c_name, kind.state.itemsize)
-    weight, dh = state if case.normalize else x, state if case.merge else x
+    weight, gradients = state if case.normalize else x, [state if case.merge else x]
     described = (case.shape, case.groups, case.directions[0], case.lam, x, weight)
     scans = []
     if case.operation == UNIT:
@@ -288,9 +294,11 @@ def _shapes(limits: Any, case: Case) -> Iterator[Any]:
         if case.normalize and not case.u:
             scans.append(forward_scan(*described, state))
     else:
-        scans += [forward_scan(*described, h) for h in dict.fromkeys((x, state))]
+        gradients = list(dict.fromkeys((x, state)))
+        scans += [forward_scan(*described, h) for h in gradients]
     if case.lam:  # of which an adjoint knows nothing
-        scans.append(adjoint_scan(*described[:2], OPPOSITE[case.directions[0]], dh, weight, state, case.u))
+        direction = OPPOSITE[case.directions[0]]
+        scans += [adjoint_scan(*described[:2], direction, dh, weight, state, case.u) for dh in gradients]
     for scan in scans:
         plan = (merging_line_scan if scan.merging else line_scan)(limits, scan)
         if plan is not None:

@@ -44,7 +44,7 @@ hypothesis.settings.register_profile(
     "bounded",  # the same examples in every run, so that a run's time and outcome repeat
     deadline=None,
     derandomize=True,
-    max_examples=120,
+    max_examples=60,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.register_profile(

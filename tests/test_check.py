@@ -3,7 +3,6 @@
 import threading
 import time
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,21 +67,18 @@ def test_a_broken_cupy(capsys, monkeypatch, tmp_path):
 # --- the choice of cases ----------------------------------------------------------------------------------------------
 
 
-@cache
-def candidates_for(limits):
-    """All that are looked at for a GPU: half a minute."""
-    return list(_check_choice.candidates(limits, list(DTYPES)))
-
-
-@cache
-def chosen_for(limits):
-    """Those that are kept."""
-    return list(_check_choice.choose(limits, candidates_for(limits)))
-
-
 @pytest.mark.parametrize("limits", [H100, A100, LIMITS], ids=lambda limits: limits.name)
-def test_every_launch_of_every_candidate_is_among_the_chosen(limits):
-    candidates, chosen = candidates_for(limits), chosen_for(limits)
+def test_the_chosen(limits):
+    """In one test, as they take half a minute to find."""
+    candidates = list(_check_choice.candidates(limits, list(DTYPES)))
+    chosen = list(_check_choice.choose(limits, candidates))
+    they_launch_all_that_candidates_do(limits, candidates, chosen)
+    if limits is not LIMITS:
+        every_shape_of_a_kernel_comes_first(chosen)
+        random_calls_find_no_shape_that_is_not_checked(limits, chosen)
+
+
+def they_launch_all_that_candidates_do(limits, candidates, chosen):
     launches = {launch for planned in chosen for launch in planned.launches}
     assert {dtype for planned in chosen for dtype in [planned.case.dtype]} == set(DTYPES)
     assert {planned.case.operation for planned in chosen} == {LINE_SCAN, WEIGHTS, UNIT, PROJECTION}
@@ -91,19 +87,15 @@ def test_every_launch_of_every_candidate_is_among_the_chosen(limits):
         assert launches.issuperset(_check_choice.launches(limits, case))
 
 
-@pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
-def test_every_shape_of_a_kernel_comes_first(limits):
-    chosen = chosen_for(limits)
+def every_shape_of_a_kernel_comes_first(chosen):
     shapes = [{_check_choice.shape_of(*launch) for launch in planned.launches} for planned in chosen]
     last = max(i for i, each in enumerate(shapes) if not set().union(*shapes[:i]) >= each)
     assert last < 500  # more would take a first run too long: there are two or three kernels to compile for each
     assert last < len(chosen) / 4
 
 
-@pytest.mark.parametrize("limits", [H100, A100], ids=lambda limits: limits.name)
-def test_random_calls_find_no_shape_that_is_not_checked(limits):
+def random_calls_find_no_shape_that_is_not_checked(limits, chosen):
     """Small or not; what is left out has more elements than 32 bits count, or gaps, or rows of many vectors."""
-    chosen = chosen_for(limits)
     checked = {_check_choice.shape_of(*launch) for planned in chosen for launch in planned.launches}
     random = np.random.default_rng(1)
     for number in range(600):
@@ -126,6 +118,12 @@ def test_a_case_says_what_it_is():
     assert str(case) == "line scan float16 (1, 2, 3, 4) G=2 top_to_bottom lam chunk=3"
 
 
+def planned_for(device, dtype):
+    """All cases of float32, and some of the other types: each is a kernel or more to build."""
+    planned = list(_check_choice.choose(device.limits, _check_choice.candidates(device.limits, [dtype], **TINY)))
+    return planned if dtype == "float32" else planned[::5]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_a_case_launches_is_what_runs_and_is_judged(device, monkeypatch, dtype):
     ran = []
@@ -133,7 +131,7 @@ def test_what_a_case_launches_is_what_runs_and_is_judged(device, monkeypatch, dt
     monkeypatch.setattr(
         _launch, "run", lambda launcher, plan, *arrays: (ran.append(plan), run(launcher, plan, *arrays))
     )
-    planned = list(_check_choice.choose(device.limits, _check_choice.candidates(device.limits, [dtype], **TINY)))
+    planned = planned_for(device, dtype)
     assert {each.case.saved for each in planned} == {True, False}
     for each in planned:
         ran.clear()
@@ -197,8 +195,8 @@ def test_calls_are_compared_with_each_other_on_every_kind_of_forward_kernel():
 # --- the cases on the emulator ----------------------------------------------------------------------------------------
 
 
-def check_all(device, dtypes, monkeypatch=None, run=None):
-    planned = list(_check_choice.choose(device.limits, _check_choice.candidates(device.limits, dtypes, **TINY)))
+def check_all(device, dtype, monkeypatch=None, run=None):
+    planned = planned_for(device, dtype)
     if run is not None:
         monkeypatch.setattr(_launch, "run", run)
     report = _check.Report()
@@ -209,7 +207,7 @@ def check_all(device, dtypes, monkeypatch=None, run=None):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_emulator_passes(device, dtype):
-    planned, report = check_all(device, [dtype])
+    planned, report = check_all(device, dtype)
     assert report.failures == []
     assert report.cases == len(planned)
     assert report.verdict() == "all ok"
@@ -225,7 +223,7 @@ def test_a_wrong_kernel_is_found(device, monkeypatch):
             arrays = (arrays[0] * np.float32(2), *arrays[1:])
         run(launcher, plan, *arrays)
 
-    _, report = check_all(device, ["float32"], monkeypatch, twice)
+    _, report = check_all(device, "float32", monkeypatch, twice)
     assert report.rows[LINE_SCAN, "float32"].result == "FAILED"
     assert report.rows[WEIGHTS, "float32"].result == "ok"
     assert any("dx" in failure and "times the error allowed" in failure for failure in report.failures)
@@ -241,7 +239,7 @@ def test_an_error_is_reported_and_the_rest_goes_on(device, monkeypatch):
             raise RuntimeError("something\n  happened")
         run(launcher, plan, *arrays)
 
-    _, report = check_all(device, ["float32"], monkeypatch, refuse)
+    _, report = check_all(device, "float32", monkeypatch, refuse)
     assert report.rows[WEIGHTS, "float32"].result == "FAILED"
     assert report.rows[LINE_SCAN, "float32"].result == "ok"
     assert any(failure.endswith("RuntimeError: something happened") for failure in report.failures)

@@ -19,7 +19,7 @@ from tools.compile_table import Row, failures
 from tools.specialisations import GPUS, Specialisation, _types, checked_specialisations, specialisations
 
 # Specialisations per architecture, compiled so many to a test: a minute on 2 cores.
-SAMPLES = {75: 24, 80: 56, 86: 24, 89: 24, 90: 80, 100: 32, 120: 24}
+SAMPLES = {75: 16, 80: 40, 86: 16, 89: 16, 90: 56, 100: 16, 120: 16}
 PART = 8
 PARTS = [(architecture, start) for architecture, count in SAMPLES.items() for start in range(0, count, PART)]
 
@@ -60,10 +60,9 @@ def test_every_kernel_is_compiled(architecture):
     assert found == {made.spec.entry for made in specialisations(architecture)}
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_what_check_launches_is_of_types_that_are_compiled(architecture):
+def test_what_check_launches_is_of_types_that_are_compiled():
     """Which kernels there are is found in two ways: for a user's check, and for what is compiled here."""
-    launched = {(made.spec.entry, types_of(made)) for made in checked_specialisations(architecture)}
+    launched = {(made.spec.entry, types_of(made)) for made in checked_specialisations(90)}
     known = {(t.x[0], t.weight[0], t.h[0], str(int(t.adjoint)), str(int(t.merging))) for t in _types()}
     for entry in ("line_scan_slices", "line_scan_tiles"):
         assert {types for name, types in launched if name == entry} <= known

@@ -266,8 +266,8 @@ def both(
     return results
 
 
-@pytest.mark.parametrize(("case", "direction"), ALL_CASES)
 @pytest.mark.parametrize("schedule", ["random", "priority"])
+@pytest.mark.parametrize(("case", "direction"), ALL_CASES)
 def test_emulated(case, direction, schedule):
     require()
     (_, result_kind), sizes, chunk = CASES[case][3:6]
