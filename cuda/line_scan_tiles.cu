@@ -115,7 +115,10 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     struct Place {  // of a tile among those of this block
       int unit, tile;
       __device__ __forceinline__ void go_on(int tiles, int unit_step) {
-        if (++tile == tiles) tile = 0, unit += unit_step;
+        if (++tile == tiles) {
+          tile = 0;
+          unit += unit_step;
+        }
       }
     };
     Place loaded{first_unit, 0}, stored = loaded, asked = loaded;
