@@ -7,42 +7,42 @@
 namespace gspn2 {
 
 template <typename T>
-inline T* dynamic_shared() {
+__forceinline__ T* dynamic_shared() {
   return static_cast<T*>(emulator::dynamic_shared_memory());
 }
 
 template <typename T>
-inline T* kept(T* shared) {
+__forceinline__ T* kept(T* shared) {
   return shared;
 }
 
-inline int anew(int number) {
+__forceinline__ int anew(int number) {
   return number;
 }
 
 template <typename Piece>
-inline void write_shared(bool wanted, Piece* shared, const Piece& piece) {
+__forceinline__ void write_shared(bool wanted, Piece* shared, const Piece& piece) {
   static_assert(sizeof(Piece) == 2 || sizeof(Piece) == 4 || sizeof(Piece) == 8 || sizeof(Piece) == 16);
   if (wanted) *shared = piece;
 }
 
 template <typename T>
-inline T reciprocal(T value) {
+__forceinline__ T reciprocal(T value) {
   return 1 / value;
 }
 
 // One call site for all, so that warps may meet here from different places.
-inline void block_sync() {
+__forceinline__ void block_sync() {
   __syncthreads();
 }
 
-inline void group_sync(int barrier, int threads, EMULATOR_SITE) {
+__forceinline__ void group_sync(int barrier, int threads, EMULATOR_SITE) {
   emulator::group_barrier(barrier, threads, {file, line});
 }
 
 // cp.async, which fills with zeros what it does not read; two bytes are copied at once.
 template <int kBytes, int kAround>
-inline void copy_piece(bool wanted, void* shared, const void* global, bool exists, EMULATOR_SITE) {
+__forceinline__ void copy_piece(bool wanted, void* shared, const void* global, bool exists, EMULATOR_SITE) {
   static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
   if (!wanted) return;
   if (kBytes == 2) {
@@ -51,9 +51,9 @@ inline void copy_piece(bool wanted, void* shared, const void* global, bool exist
     emulator::copy_async(shared, global, kBytes, exists ? kBytes : 0, {file, line});
   }
 }
-inline void in_order() {}
+__forceinline__ void in_order() {}
 template <int kBytes>
-inline void copy_out(bool wanted, void* global, const void* shared) {
+__forceinline__ void copy_out(bool wanted, void* global, const void* shared) {
   static_assert(kBytes == 2 || kBytes == 4 || kBytes == 8 || kBytes == 16);
   if (!wanted) return;
   if constexpr (kBytes == 16) *static_cast<uint4*>(global) = *static_cast<const uint4*>(shared);
@@ -62,37 +62,37 @@ inline void copy_out(bool wanted, void* global, const void* shared) {
   if constexpr (kBytes == 2) *static_cast<unsigned short*>(global) = *static_cast<const unsigned short*>(shared);
 }
 template <int kBytes>
-inline void copy_async(void* shared, const void* global, EMULATOR_SITE) {
+__forceinline__ void copy_async(void* shared, const void* global, EMULATOR_SITE) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "cp.async copies 4, 8 or 16 bytes");
   emulator::copy_async(shared, global, kBytes, kBytes, {file, line});
 }
 
-inline void copy_async_commit() {
+__forceinline__ void copy_async_commit() {
   emulator::copy_async_commit();
 }
 
 // Waits until all but the kGroupsLeft youngest groups of this thread's copies are done.
 template <int kGroupsLeft>
-inline void copy_async_wait() {
+__forceinline__ void copy_async_wait() {
   emulator::copy_async_wait(kGroupsLeft);
 }
 
 // A relaxed 8-byte store that other blocks of a cooperative launch see whole, and the wait for a word whose high half
 // is `tag`. Neither orders any other memory.
-inline void publish(unsigned long long* slot, unsigned long long value) {
+__forceinline__ void publish(unsigned long long* slot, unsigned long long value) {
   emulator::publish(slot, value);
 }
 template <int kCount>
-inline void await_tags(const unsigned long long* slots, unsigned tag, unsigned long long (&words)[kCount],
-                       EMULATOR_SITE) {
+__forceinline__ void await_tags(const unsigned long long* slots, unsigned tag, unsigned long long (&words)[kCount],
+                                EMULATOR_SITE) {
   for (int k = 0; k < kCount; ++k) words[k] = emulator::await_tag(slots + k, tag, {file, line});
 }
 
 template <typename T>
-inline T* in_block_of_cluster(T* shared, int rank, EMULATOR_SITE) {
+__forceinline__ T* in_block_of_cluster(T* shared, int rank, EMULATOR_SITE) {
   return static_cast<T*>(emulator::cluster_address(shared, rank, {file, line}));
 }
-inline void cluster_sync(EMULATOR_SITE) {
+__forceinline__ void cluster_sync(EMULATOR_SITE) {
   emulator::cluster_barrier({file, line});
 }
 
