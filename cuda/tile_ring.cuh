@@ -175,7 +175,7 @@ struct Strip {
 // copies of no bytes start there, or past an array's end.
 constexpr Offset NOWHERE = -1024;
 static_assert(LINES < 1024, "no vector is there");
-struct Strips {
+struct Strips {  // of all arrays
   Strip<WEIGHT> taps;
   Strip<SCALAR> images;
   Strip<Hidden, OVER_BOTH> hidden;

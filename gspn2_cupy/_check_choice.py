@@ -252,12 +252,8 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
         if math.prod(slices[:2]) * math.prod(size) > MOST_ELEMENTS:
             continue
         for axis, lam in itertools.product(AXES, (True, False)):
-            image = _image(slices, size, axis[0])
-
-            def described(operation: str, itemsize: int, **options: Any) -> Case:
-                return Case(operation, by_size[itemsize][0], image, slices[2], axis, lam=lam, **options)  # noqa: B023
-
-            changed = [itemsize for itemsize in by_size if new(described(LINE_SCAN, itemsize))]
+            scan = Case(LINE_SCAN, dtypes[0], _image(slices, size, axis[0]), slices[2], axis, lam=lam)
+            changed = [itemsize for itemsize, of_size in by_size.items() if new(replace(scan, dtype=of_size[0]))]
             for itemsize, of_size in by_size.items() if changed else ():
                 number = next(count)
                 turn = number % len(of_size)
@@ -266,7 +262,8 @@ def _swept(limits: Any, dtypes: Sequence[str], sweep: Sweep, count: Iterator[int
                     for dtype, direction in itertools.product(in_turn, axis):
                         yield False, _scan(number, dtype, slices, size, direction, lam)
                 # the shapes of units, in which types are mixed, change where those of one of them do
-                for unit in (described(UNIT, itemsize, **options) for options in UNITS[itemsize]):
+                for options in UNITS[itemsize]:
+                    unit = replace(scan, operation=UNIT, dtype=of_size[0], **options)
                     if new(unit):
                         for dtype in in_turn:
                             yield False, replace(unit, dtype=dtype)
