@@ -82,7 +82,7 @@ def host_side() -> Iterator[tuple[str, Callable[[], object]]]:
     x, weight, lam = layout["x"], layout["weight"], layout["lam"]
     scan = (a["x"], a["weight"], a["lam"])
     options = {"direction": "left_to_right", "chunk": None, "h0": None, "out": None, "return_last": False}
-    limits = _plan.DeviceLimits("NVIDIA H200", (9, 0), 132, 232448, 233472, 2048, 60 << 20)
+    limits = _plan.DeviceLimits("NVIDIA H200", (9, 0), 132, 232448, 233472, 2048, 60 << 20, 4_916_000_000_000)
     given = (limits, _plan.LineScan("left_to_right", None, x, weight, lam, None, x, None))
     yield "arguments checked", lambda: _checks.line_scan(*scan, **options)
     arrays = (*scan, None, a["x"], None)

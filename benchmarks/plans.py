@@ -14,7 +14,7 @@ from gspn2_cupy._arrays import data_type
 from gspn2_cupy._plan import DeviceLimits, LaunchPlan
 from gspn2_cupy._warmup import array_without_memory
 
-H200 = DeviceLimits("NVIDIA H200", (9, 0), 132, 232448, 233472, 2048, 60 << 20)
+H200 = DeviceLimits("NVIDIA H200", (9, 0), 132, 232448, 233472, 2048, 60 << 20, 4_916_000_000_000)
 
 
 @contextmanager

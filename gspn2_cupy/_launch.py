@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan
 
 STATIC_SHARED_LIMIT = 48 * 1024  # more dynamic shared memory than this has to be allowed first
+MEMORY_CLOCK_AND_WIDTH = (36, 37)  # cudaDevAttrMemoryClockRate, in kHz, and cudaDevAttrGlobalMemoryBusWidth
 PRINT_PLANS = bool(os.environ.get("GSPN2_PRINT_PLAN"))  # once: asked at each launch it takes a microsecond
 
 
@@ -137,6 +138,7 @@ class CupyLauncher:
         import cupy
 
         properties = cupy.cuda.runtime.getDeviceProperties(device)
+        kilohertz, bits = (cupy.cuda.runtime.deviceGetAttribute(name, device) for name in MEMORY_CLOCK_AND_WIDTH)
         self.limits = DeviceLimits(
             name=properties["name"].decode(),
             compute_capability=(properties["major"], properties["minor"]),
@@ -145,6 +147,7 @@ class CupyLauncher:
             shared_bytes_per_multiprocessor=properties["sharedMemPerMultiprocessor"],
             max_threads_per_multiprocessor=properties["maxThreadsPerMultiProcessor"],
             l2_bytes=properties["l2CacheSize"],
+            memory_bandwidth=kilohertz * 1000 * 2 * bits // 8,  # both edges of the clock
         )
         self._cupy = cupy
         self._shared_pool = cupy.get_default_memory_pool().malloc

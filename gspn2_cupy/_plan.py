@@ -31,6 +31,7 @@ class DeviceLimits:
     shared_bytes_per_multiprocessor: int
     max_threads_per_multiprocessor: int
     l2_bytes: int
+    memory_bandwidth: int  # bytes a second, by its clock
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash(tuple(vars(self).values())))

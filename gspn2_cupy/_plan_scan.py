@@ -19,6 +19,7 @@ from gspn2_cupy._plan_tiles import Tiles, shared_bytes_of, tiles_plan
 ASYNCHRONOUS_COPIES = (8, 0)  # compute capability
 CLUSTERS = ((9, 0), (12, 0))  # from … to below
 LARGEST_CLUSTER = 8  # that every such device runs
+FAST_MEMORY = 4 * 10**12  # bytes a second
 LANES = 32
 WARPS = (4, 2, 1)  # that may share weights in a block of the kernel for small slices
 
@@ -85,10 +86,10 @@ class _Dealer:
         channels = self.scan.x.shape[1]
         return channels // self.scan.groups if self.shared else channels
 
-    def shape(self, warps: int, rounds: int = 1) -> Slices:
-        """Deal as many slices to a warp as it has lanes for."""
-        carried = carried_channels(self.scan)
-        rows = rows_of_lane(self.scan)
+    def shape(self, warps: int, rounds: int = 1, carried: int = 0, rows: int = 0) -> Slices:
+        """Deal as many slices to a warp as it has lanes for, which carry what lanes usually do, or what is told."""
+        carried = carried or carried_channels(self.scan)
+        rows = rows or rows_of_lane(self.scan)
         lanes = -(-self.scan.width // rows)
         return Slices(rows, carried, warps, max(1, min(LANES // lanes, self.family // carried)), rounds)
 
@@ -121,7 +122,18 @@ def _slices(limits: DeviceLimits, scan: LineScan, enough: int) -> Iterator[Slice
     busy = [slices for slices in single if slices.warps == 1 or deal.blocks(slices) >= 0.7 * limits.multiprocessors]
     if busy and deal.busiest(busy[0]) <= 2 * deal.resident(busy[0]):
         yield from _in_rounds(deal, busy[0])
+    elif busy:
+        yield from _in_many_waves(deal)
     yield from busy
+
+
+def _in_many_waves(deal: _Dealer) -> Iterator[Slices]:
+    """Yield the best shape where blocks load and scan at different times anyway, if it was seen to pay."""
+    scan = deal.scan
+    if carried_channels(scan) == 2 and not scan.merging:
+        yield deal.shape(4, 2, rows=2)
+    elif pairs_along(scan):
+        yield deal.shape(2, 2, 2) if scan.width <= 24 else deal.shape(4, 1, 2)
 
 
 def _in_rounds(deal: _Dealer, single: Slices) -> Iterator[Slices]:
@@ -130,6 +142,10 @@ def _in_rounds(deal: _Dealer, single: Slices) -> Iterator[Slices]:
     Where a multiprocessor would have no more than two waves of blocks, all load at once, and then all scan.
     """
     multiprocessors = deal.limits.multiprocessors
+    pairs = deal.shape(2, 2, 2)
+    enough = _busy(deal.limits) <= deal.blocks(pairs) <= deal.resident(pairs) * multiprocessors
+    if pairs_along(deal.scan) and enough and deal.busiest(single) * single.warps >= 16:
+        yield pairs
     preferred = (3, 4, 2) if deal.scan.along else (2, 3, 4)  # rounds, as measured
     shapes = [deal.shape(warps, rounds) for warps in warps_in_rounds(deal.scan) for rounds in preferred]
 
@@ -162,6 +178,12 @@ def warps_in_rounds(scan: LineScan) -> tuple[int, ...]:
     if not shared:
         return (1,)
     return (2, 4) if not scan.along and scan.x.itemsize == 2 else (4, 8)
+
+
+def pairs_along(scan: LineScan) -> bool:
+    """Tell whether two channels in a lane pay along the scan, where slices are many; merging they never did."""
+    shared, short = scan.groups < scan.x.shape[1], scan.x.itemsize == 2
+    return shared and short and scan.along and 8 < scan.width <= LANES and not scan.merging
 
 
 def carried_channels(scan: LineScan) -> int:
@@ -283,14 +305,20 @@ def _cheapest_along(limits: DeviceLimits, scan: LineScan, pair: int) -> Iterator
         shapes += [(two, 0.7), (cut, 0.78)]
         if _has_clusters(limits):
             shapes += [(replace(cut, cluster=blocks(cut)), 0.76)]
+    return _cheapest(limits, scan, [(tiles, tiles.block_rows * of_row) for tiles, of_row in shapes])
 
-    def cost(tiles: Tiles, of_row: float) -> float:
+
+def _cheapest(limits: DeviceLimits, scan: LineScan, shapes: list[tuple[Tiles, float]]) -> Iterator[Tiles]:
+    """Yield shapes, given each with what a line costs while all blocks that fit run, in the order of what all cost."""
+
+    def cost(tiles: Tiles, of_line: float) -> float:
         # of larger clusters' blocks fewer find room at once: 120 for 132 multiprocessors
-        at_once = int(limits.multiprocessors * (0.91 if tiles.cluster > 2 else 1)) // blocks(tiles)
+        bands = -(-scan.width // (tiles.block_rows - 2 * tiles.outer))
+        at_once = int(limits.multiprocessors * (0.91 if tiles.cluster > 2 else 1)) // bands
         whole = tiles.outer == 0
-        if whole != (blocks(tiles) == 1) or tiles.cluster > LARGEST_CLUSTER or at_once == 0:
+        if whole != (bands == 1) or tiles.cluster > LARGEST_CLUSTER or at_once == 0:
             return math.inf
-        return -(-(scan.slices // tiles.sets) // at_once) * tiles.block_rows * of_row
+        return -(-(scan.slices // tiles.sets) // at_once) * of_line
 
     for found, tiles in sorted(((cost(*shape), shape[0]) for shape in shapes), key=lambda costed: costed[0]):
         if found < math.inf:
@@ -316,27 +344,30 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
             yield _cut(-(-across // 2) + 64, Tiles(4, pair, 1, 4, 8, 16, 32, 3, 8, False, 2))
         elif short and slices // pair * 2 >= _busy(limits):
             sets = pair if scan.weight.itemsize == 2 or scan.lam is None else 1  # or registers are too few
-            yield _cut(-(-across // 2) + 128, Tiles(8, sets, 1, 4, 4, 32, 64, 3, 4, False, 2))
+            stages = 4 if limits.memory_bandwidth >= FAST_MEMORY else 3  # an H200 and an H100 lose a tenth otherwise
+            yield _cut(-(-across // 2) + 128, Tiles(8, sets, 1, 4, 4, 32, 64, stages, 4, False, 2))
         elif not short and slices * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, 1, 1, 4, 4, 32, 32, 4, 2, True, 2))
         elif not short:
-            yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, 6, 16, 32, 32, 3, 4, True, 8))
-    wide = (
-        [
-            Tiles(4, pair, 4, 4, 8, 16, 64, 4, 8, False),
-            Tiles(2, pair, 5, 4, 8, 8, 32, 3, 8, False),
-            Tiles(2, pair, 4, 4, 8, 8, 32, 3, 8, False),
+            copiers = 2 if limits.memory_bandwidth >= FAST_MEMORY else 6
+            yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, copiers, 16, 32, 32, 3, 4, True, 8))
+    if short:
+        wide = [  # and ns a line, on an H200: of two channels, of one
+            (Tiles(8, pair, 2, 6, 8, 64, 64, 3, 4, False), (134, 116)),
+            (Tiles(4, pair, 4, 4, 8, 16, 64, 4, 8, False), (137, 115)),
+            (Tiles(4, pair, 2, 4, 16, 32, 32, 4, 8, False), (86, 76)),
+            (Tiles(2, pair, 4, 4, 8, 8, 32, 3, 8, False), (96, 90)),
+            (Tiles(2, 1, 4, 2, 16, 16, 32, 4, 8), (62, 62)),
+            (Tiles(2, 1, 2, 2, 16, 16, 32, 4, 8), (55, 55)),
         ]
-        if short
-        else [
-            Tiles(2, 1, 9, 2 if limits.compute_capability >= (9, 0) else 4, 8, 16, 32, 3, 2, False)
-        ]  # sm_80 spills with 2
-    )
-    for tiles in wide:
-        if slices // tiles.sets * -(-across // (tiles.block_rows - 2 * tiles.outer)) >= 0.8 * limits.multiprocessors:
+        yield from _cheapest(limits, scan, [(tiles, of_line[pair == 1]) for tiles, of_line in wide])
+    else:
+        copiers = 2 if limits.compute_capability >= (9, 0) else 4  # sm_80 spills with 2
+        tiles = Tiles(2, 1, 9, copiers, 8, 16, 32, 3, 2, False)
+        if slices * -(-across // (tiles.block_rows - 2 * tiles.outer)) >= 0.8 * limits.multiprocessors:
             yield tiles
-    for warps in (4, 2):
-        yield Tiles(2, 1, warps, 2, 16, 16, 32, 3, 8) if short else Tiles(4, 1, warps, 2, 8, 16, 32, 3, 2)
+        for warps in (4, 2):
+            yield Tiles(4, 1, warps, 2, 8, 16, 32, 3, 2)
     yield Tiles(vector, 1, 1, 2, 8, 0, 32, 3, 2)
 
 

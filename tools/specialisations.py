@@ -26,13 +26,13 @@ from gspn2_cupy.reference import HORIZONTAL
 KIB = 1024
 # A GPU of each architecture: what a device says of itself, and how many blocks a multiprocessor holds at most.
 GPUS = {
-    75: (DeviceLimits("T4", (7, 5), 40, 64 * KIB, 64 * KIB, 1024, 4 * KIB**2), 16),
-    80: (DeviceLimits("A100", (8, 0), 108, 163 * KIB, 164 * KIB, 2048, 40 * KIB**2), 32),
-    86: (DeviceLimits("RTX 3090", (8, 6), 82, 99 * KIB, 100 * KIB, 1536, 6 * KIB**2), 16),
-    89: (DeviceLimits("RTX 4090", (8, 9), 128, 99 * KIB, 100 * KIB, 1536, 72 * KIB**2), 24),
-    90: (DeviceLimits("H100", (9, 0), 132, 227 * KIB, 228 * KIB, 2048, 50 * KIB**2), 32),
-    100: (DeviceLimits("B200", (10, 0), 148, 227 * KIB, 228 * KIB, 2048, 126 * KIB**2), 32),
-    120: (DeviceLimits("RTX 5090", (12, 0), 170, 99 * KIB, 100 * KIB, 1536, 96 * KIB**2), 24),
+    75: (DeviceLimits("T4", (7, 5), 40, 64 * KIB, 64 * KIB, 1024, 4 * KIB**2, 320_000_000_000), 16),
+    80: (DeviceLimits("A100", (8, 0), 108, 163 * KIB, 164 * KIB, 2048, 40 * KIB**2, 2_039_000_000_000), 32),
+    86: (DeviceLimits("RTX 3090", (8, 6), 82, 99 * KIB, 100 * KIB, 1536, 6 * KIB**2, 936_000_000_000), 16),
+    89: (DeviceLimits("RTX 4090", (8, 9), 128, 99 * KIB, 100 * KIB, 1536, 72 * KIB**2, 1_008_000_000_000), 24),
+    90: (DeviceLimits("H100", (9, 0), 132, 227 * KIB, 228 * KIB, 2048, 50 * KIB**2, 3_352_000_000_000), 32),
+    100: (DeviceLimits("B200", (10, 0), 148, 227 * KIB, 228 * KIB, 2048, 126 * KIB**2, 8_000_000_000_000), 32),
+    120: (DeviceLimits("RTX 5090", (12, 0), 170, 99 * KIB, 100 * KIB, 1536, 96 * KIB**2, 1_792_000_000_000), 24),
 }
 # Multiprocessors of a smaller GPU of the same architecture, for which other shapes are chosen.
 SMALLER = {75: 14, 80: 56, 86: 28, 89: 58, 90: 78, 100: 74, 120: 36}
@@ -196,9 +196,12 @@ def _all_of_slices(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
             scan = _scan_of((1, 4, *size), groups, direction, has_lam, types)
             carried, rows = _plan_scan.carried_channels(scan), _plan_scan.rows_of_lane(scan)
             in_rounds = _plan_scan.warps_in_rounds(scan) if carried == 1 else ()
-            dealt = [(warps, 1) for warps in (_plan_scan.WARPS if groups == 1 else (1,))]
-            for warps, rounds in (*dealt, *((warps, 2) for warps in in_rounds)):
-                plan = _plan_slices.slices_plan(limits, _plan_slices.Slices(rows, carried, warps, 1, rounds), scan)
+            dealt = [(rows, carried, warps, 1) for warps in (_plan_scan.WARPS if groups == 1 else (1,))]
+            dealt += [(rows, carried, warps, 2) for warps in in_rounds]
+            dealt += [(rows, 2, 4, 1), (rows, 2, 2, 2)] if _plan_scan.pairs_along(scan) else []
+            dealt += [(2, 2, 4, 2)] if carried == 2 and not scan.merging else []
+            for *of_lane, warps, rounds in dealt:
+                plan = _plan_slices.slices_plan(limits, _plan_slices.Slices(*of_lane, warps, 1, rounds), scan)
                 if plan is not None:
                     yield plan
 

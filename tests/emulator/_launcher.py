@@ -28,6 +28,7 @@ LIMITS = DeviceLimits(
     shared_bytes_per_multiprocessor=228 * 1024,
     max_threads_per_multiprocessor=2048,
     l2_bytes=50 * 1024 * 1024,
+    memory_bandwidth=3_352_000_000_000,
 )
 STATIC_SHARED_LIMIT = 48 * 1024
 SHARED_PER_BLOCK = 1024  # what CUDA itself takes of a multiprocessor for each block
