@@ -329,6 +329,7 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     """Shapes for vertical scans."""
     across, slices, vector = scan.width, scan.slices, 16 // scan.x.itemsize
     short, pair = vector == 8, min(sets, 2)
+    eight = pair if scan.weight.itemsize == 2 or scan.lam is None else 1  # of eight rows: or registers are too few
     if short and across <= 64:
         yield Tiles(2, sets, 1, 2, 4, 0, 0, 4, 4)
     elif short and across <= 256:
@@ -343,24 +344,24 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
         if short and across <= 512 and slices // pair * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, pair, 1, 4, 8, 16, 32, 3, 8, False, 2))
         elif short and slices // pair * 2 >= _busy(limits):
-            sets = pair if scan.weight.itemsize == 2 or scan.lam is None else 1  # or registers are too few
             stages = 4 if limits.memory_bandwidth >= FAST_MEMORY else 3  # an H200 and an H100 lose a tenth otherwise
-            yield _cut(-(-across // 2) + 128, Tiles(8, sets, 1, 4, 4, 32, 64, stages, 4, False, 2))
+            yield _cut(-(-across // 2) + 128, Tiles(8, eight, 1, 4, 4, 32, 64, stages, 4, False, 2))
         elif not short and slices * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, 1, 1, 4, 4, 32, 32, 4, 2, True, 2))
         elif not short:
             copiers = 2 if limits.memory_bandwidth >= FAST_MEMORY else 6
             yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, copiers, 16, 32, 32, 3, 4, True, 8))
     if short:
+        copiers = 6 if _has_clusters(limits) else 4  # sm_80 spills with 6
         wide = [  # and ns a line, on an H200: of two channels, of one
-            (Tiles(8, pair, 2, 6, 8, 64, 64, 3, 4, False), (134, 116)),
+            (Tiles(8, eight, 2, copiers, 8, 64, 64, 3, 4, False), (134, 116)),
             (Tiles(4, pair, 4, 4, 8, 16, 64, 4, 8, False), (137, 115)),
             (Tiles(4, pair, 2, 4, 16, 32, 32, 4, 8, False), (86, 76)),
             (Tiles(2, pair, 4, 4, 8, 8, 32, 3, 8, False), (96, 90)),
             (Tiles(2, 1, 4, 2, 16, 16, 32, 4, 8), (62, 62)),
             (Tiles(2, 1, 2, 2, 16, 16, 32, 4, 8), (55, 55)),
         ]
-        yield from _cheapest(limits, scan, [(tiles, of_line[pair == 1]) for tiles, of_line in wide])
+        yield from _cheapest(limits, scan, [(tiles, of_line[tiles.sets == 1]) for tiles, of_line in wide])
     else:
         copiers = 2 if limits.compute_capability >= (9, 0) else 4  # sm_80 spills with 2
         tiles = Tiles(2, 1, 9, copiers, 8, 16, 32, 3, 2, False)

@@ -43,6 +43,8 @@ CASES = {
     "rounds, each with weights of its own": ((7, 7), (2, 7), 7, FLOAT32, SAME, (1, 1, 1, 2, 2), 3, True, True),
     "rounds without slices for all": ((6, 9), (2, 5), 1, FLOAT32, SAME, (1, 1, 2, 1, 4), None, True, True),
     "rounds, h unrounded": ((8, 16), (2, 7), 1, FLOAT16, (None, FLOAT32), (1, 2, 2, 1, 2), None, False, True),
+    "rounds of two channels in a lane": ((14, 14), (2, 11), 1, BFLOAT16, SAME, (1, 2, 2, 2, 2), None, True, True),
+    "rounds of two channels and two rows": ((7, 7), (1, 37), 1, FLOAT16, SAME, (2, 2, 2, 8, 2), 5, True, True),
     "rounds, less than a copy left over": ((7, 7), (1, 11), 1, BFLOAT16, SAME, (1, 1, 1, 4, 3), None, False, True),
     "h unrounded, in rows that periods cut": (
         (64, 8),

@@ -43,6 +43,15 @@ CASES = {
     "bands, unit after unit": ((4, 2, 112, 112), 1, FLOAT32, SAME, (4, 1, 1, 2, 8, 0, 16, 2, 2), None, True),
     "inner and outer halos": ((1, 2, 192, 192), 1, FLOAT32, SAME, (2, 1, 2, 2, 8, 4, 16, 2, 2), None, True),
     "bands refreshed within a tile": ((1, 2, 192, 192), 1, BFLOAT16, SAME, (2, 2, 2, 2, 32, 8, 16, 2, 2), 70, True),
+    "eight rows in a lane, warps and bands refreshed together": (
+        (1, 2, 264, 272),
+        1,
+        BFLOAT16,
+        SAME,
+        (8, 1, 2, 2, 8, 64, 64, 3, 4, False),
+        None,
+        True,
+    ),
     "a warp's bands refreshed within a tile": (
         (1, 2, 96, 96),
         1,
