@@ -206,6 +206,54 @@ def test_wide_slices_in_16_bits_go_the_cheapest_way(shape, groups, rows, outer, 
 
 
 @pytest.mark.parametrize(
+    ("shape", "rows", "outer", "lines"),
+    [
+        ((2, 16, 2048, 2048), 8, 64, 8),
+        ((1, 4, 16384, 16384), 8, 64, 8),
+        ((1, 8, 4096, 4096), 4, 32, 16),  # 32 bands of four pairs of channels; of 16 bands only 64 blocks
+        ((1, 8, 1024, 1024), 2, 32, 16),  # one channel in a block
+    ],
+    ids=str,
+)
+def test_wide_slices_in_16_bits_go_the_cheapest_way_down(shape, rows, outer, lines):
+    """As measured on an H200 and an H100: docs/optimization_log.md, step 32."""
+    sizes = sizes_of(plan_of(DEVICES["H200"], "top_to_bottom", shape, "__nv_bfloat16"))
+    assert (sizes["ROWS"], sizes["OUTER"], sizes["LINES"], sizes["CLUSTER"]) == (rows, outer, lines, 1)
+
+
+def test_fast_memory_wants_more_on_its_way():
+    shape, h200 = (16, 8, 1024, 1024), DEVICES["H200"]
+    h100 = replace(h200, memory_bandwidth=3_352_000_000_000)
+    stages = [sizes_of(plan_of(device, "bottom_to_top", shape, "__half"))["STAGES"] for device in (h200, h100)]
+    assert stages == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("direction", "shape", "rows", "channels", "rounds"),
+    [
+        ("left_to_right", (64, 1152, 14, 14), 1, 2, 2),  # many waves of blocks
+        ("left_to_right", (32, 1152, 32, 32), 1, 2, 1),
+        ("left_to_right", (128, 2048, 7, 7), 2, 2, 2),
+        ("top_to_bottom", (128, 2048, 7, 7), 2, 2, 2),
+        ("left_to_right", (32, 384, 14, 14), 1, 2, 2),  # two waves, which would load, and then scan
+        ("left_to_right", (8, 384, 14, 14), 1, 1, 1),  # less than one
+        ("top_to_bottom", (32, 384, 14, 14), 2, 1, 2),
+    ],
+    ids=str,
+)
+def test_small_slices_in_16_bits_are_dealt_out_as_was_fastest(direction, shape, rows, channels, rounds):
+    """As measured on an H200 and an H100: docs/optimization_log.md, steps 20 and 32."""
+    plan = plan_of(DEVICES["H200"], direction, shape, "__nv_bfloat16")
+    sizes = sizes_of(plan)
+    assert kernel_of(plan) == "slices"
+    assert (sizes["ROWS"], sizes["CHANNELS"], plan.geometry["runs"]["rounds"]) == (rows, channels, rounds)
+    x, state = layout(shape, "__nv_bfloat16"), layout(shape)
+    scan = LineScan(direction, None, x, layout((shape[0], 1, 3, *shape[2:]), "__nv_bfloat16"), x, None, state, None)
+    merging = _plan_scan.merging_line_scan(DEVICES["H200"], replace(scan, merging=True, before=state))
+    assert sizes_of(merging)["CHANNELS"] == 1 or shape[2] <= 8  # two never paid there
+
+
+@pytest.mark.parametrize(
     ("shape", "groups", "kind", "copiers"),
     [
         ((1, 8, 1024, 1024), 1, "__nv_bfloat16", 2),
