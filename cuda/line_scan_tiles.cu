@@ -163,8 +163,10 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     scanner.set = warp % SETS;
     scanner.warp = warp / SETS;
     scanner.row0 = scanner.warp * WARP_STEP + scanner.lane * ROWS;
-    scanner.mine = (scanner.warp == 0 || scanner.lane >= INNER / ROWS) &&
-                   (scanner.warp == WARPS - 1 || scanner.lane < 32 - INNER / ROWS);
+    const int lane = scanner.lane;
+    scanner.mine =
+        (scanner.warp == 0 || lane >= INNER / ROWS) && (scanner.warp == WARPS - 1 || lane < 32 - INNER / ROWS);
+    scanner.gives = scanner.mine && (lane < 2 * INNER / ROWS || lane >= 32 - 2 * INNER / ROWS);
     auto& state = scanner.state;
     const int row0 = scanner.row0, set = scanner.set;
     if (WARPS > 1) scanner.edges = kept(edges + set * BLOCK_ROWS + row0);
@@ -183,10 +185,14 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       take = mail + set * OUTER + (row0 < OUTER ? row0 : BOXES * BOX_STEP + row0 - OUTER - band_rows);
     }
     const long long first_restart = scan.first_restart(ADJOINT, h0 != nullptr);
+    const int whole_parts = static_cast<int>(scan.lines / SUB), parts = static_cast<int>((scan.lines + SUB - 1) / SUB);
+    // From one lane's mouth, too: what a kernel was given is otherwise fetched anew wherever it is used.
+    const Offset step = __shfl_sync(0xffffffffu, static_cast<Offset>(geometry.h.line), 0);
     unsigned exchanges = 0;
     int box = 0;  // of this exchange, in words from box 0
-    int count = 0;
+    scanner.start(ring);
     block_sync();
+    scanner.prepare(0);
     for (int unit = first_unit; unit < rows.units; unit += unit_step) {
       rows.unit = unit;
       scanner.exists = rows.exists(row0);
@@ -194,8 +200,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       scanner.exist = RAGGED ? min(ROWS, rows.width - row) : ROWS;
       scanner.has_above = scanner.exists && row > 0;
       scanner.has_below = scanner.exists && row + ROWS < rows.width;
-      const bool owned = rows.owns(row0);
-      scanner.keeps = owned && scanner.mine;
+      scanner.keeps = rows.owns(row0) && scanner.mine;
       const int channel = rows.channel(row0) + set, b = channel / channels, c = channel % channels;
       RESULT* to = h;
       if (!ALONG && scanner.keeps) to += geometry.h.slice(b, c) + row * geometry.h.cross;
@@ -204,57 +209,58 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
         const bool exists = scanner.exists && r < scanner.exist;
         state[r] = h0 && exists ? h0[geometry.first.at(b, c, row + r)] : State(0);
       }
+      const bool gives_above = give_above && scanner.keeps, gives_below = give_below && scanner.keeps;
+      const bool takes = take && scanner.exists;
       long long restart = first_restart;  // the next line without a previous one
-      scanner.primed = false;             // whatever it read past the last unit's end
+      int whole_until = static_cast<int>(min(restart / SUB, static_cast<long long>(whole_parts)));
 
       int part = 0;  // of SUB lines, of this unit, scanned so far
-      for (int tile = 0; tile < tiles; ++tile, ++count) {
-        const long long start = static_cast<long long>(tile) * LINES;
-        const int exist = static_cast<int>(min(scan.lines - start, static_cast<long long>(2 * LINES)));
-        int restart_in = static_cast<int>(min(restart - start, static_cast<long long>(LINES)));
+      for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll 1
-        for (int first = 0; first < LINES; first += SUB, to += SUB * geometry.h.line) {
-          const int left = exist - first;
-          if (left >= SUB && restart_in >= first + SUB) {
-            scanner.scan<true>(ring, count, first, to, merge, geometry.h, SUB, 0, 0);
-          } else if (left > 0) {
-            const int chunk = static_cast<int>(min(scan.chunk, static_cast<long long>(SUB)));
-            scanner.scan<false>(ring, count, first, to, merge, geometry.h, min(left, SUB), restart_in - first, chunk);
-            while (restart < start + first + SUB) restart += scan.chunk;
-            restart_in = static_cast<int>(min(restart - start, static_cast<long long>(LINES)));
+        for (int first = 0; first < LINES; first += SUB, to += SUB * step) {
+          if (part < whole_until) {
+            scanner.scan<true>(first, to, step, merge, SUB, 0, 0);
+          } else if (part < parts) {
+            const long long start = static_cast<long long>(part) * SUB, most = SUB;
+            const int left = static_cast<int>(min(scan.lines - start, most));
+            scanner.scan<false>(first, to, step, merge, left, static_cast<int>(min(restart - start, most)),
+                                static_cast<int>(min(scan.chunk, most)));
+            while (restart < start + SUB) restart += scan.chunk;
+            whole_until = static_cast<int>(min(restart / SUB, static_cast<long long>(whole_parts)));
           }
 
           // --- hand the edges to the neighbours' halos: give, meet, take --------------------------------------------
-          const bool goes_on = left > SUB, tile_ends = first + SUB == LINES;
+          // Each branch costs as much as a third of a line, so what need not be asked is not.
           ++part;
-          const bool inner = WARPS > 1 && goes_on && part % (INNER ? INNER / SUB : 1) == 0;
-          const bool outer = OUTER && bands > 1 && goes_on && part % (OUTER ? OUTER / SUB : 1) == 0;
-          if (outer) {
+          const bool goes_on = part < parts, tile_ends = first + SUB == LINES;
+          const bool inner = WARPS > 1 && (INNER == SUB || (goes_on && part % (INNER ? INNER / SUB : 1) == 0));
+          const auto exchange = [&] {
+            if (inner) scanner.give_inner();
+            if (tile_ends) {
+              block_sync();
+              scanner.go_on(ring);
+            }
+            scanner.prepare(tile_ends ? 0 : first + SUB);
+            if (inner && !tile_ends) group_sync(1 + set, 32 * WARPS);  // warps that hand no edges on need not meet
+            if (inner) scanner.take_inner();
+          };
+          if (OUTER && goes_on && part % (OUTER ? OUTER / SUB : 1) == 0) {
             ++exchanges;
             box = box == (BOXES - 1) * BOX_STEP ? 0 : box + BOX_STEP;
-            if (scanner.keeps) {
-#pragma unroll
-              for (int r = 0; r < ROWS; ++r) {
-                if (give_above) publish(give_above + box + r, sealed(state[r], exchanges));
-                if (give_below) publish(give_below + box + r, sealed(state[r], exchanges));
-              }
-            }
-          }
-          if (inner) scanner.give_inner();
-          if (tile_ends) {
-            block_sync();
-          } else if (inner) {
-            group_sync(1 + set, 32 * WARPS);  // warps that do not hand edges on need not meet
-          }
-          if (outer && scanner.exists && !owned) {
+            Word *const above = give_above + box, *const below = give_below + box;
             Word words[ROWS];
-            await_tags(take + box, exchanges, words);
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) state[r] = opened(words[r]);
-          } else if (inner) {
-            scanner.take_inner();
+            for (int r = 0; r < ROWS; ++r) {
+              publish(gives_above, above + r, sealed(state[r], exchanges));
+              publish(gives_below, below + r, sealed(state[r], exchanges));
+            }
+            exchange();
+            await_tags(takes, take + box, exchanges, words);
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) state[r] = takes ? opened(words[r]) : state[r];
+          } else {
+            exchange();
           }
-          __syncwarp();
         }
       }
       if (h_last && scanner.keeps) {

@@ -59,6 +59,59 @@ __device__ __forceinline__ void write_shared(bool wanted, Piece* shared, const P
   }
 }
 
+// Read 4, 8 or 16 bytes from shared memory if `wanted`, or leave the piece as it is; by a predicate, as above.
+template <typename Piece>
+__device__ __forceinline__ void read_shared(bool wanted, Piece& piece, const Piece* shared) {
+  const unsigned source = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int p = static_cast<int>(wanted);
+  if constexpr (sizeof(Piece) == 4) {
+    unsigned& v = reinterpret_cast<unsigned&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p ld.shared.u32 %0, [%1]; }"
+                 : "+r"(v)
+                 : "r"(source), "r"(p)
+                 : "memory");
+  } else if constexpr (sizeof(Piece) == 8) {
+    uint2& v = reinterpret_cast<uint2&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; @p ld.shared.v2.u32 {%0, %1}, [%2]; }"
+                 : "+r"(v.x), "+r"(v.y)
+                 : "r"(source), "r"(p)
+                 : "memory");
+  } else {
+    static_assert(sizeof(Piece) == 16, "what one instruction reads");
+    uint4& v = reinterpret_cast<uint4&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "r"(source), "r"(p)
+                 : "memory");
+  }
+}
+
+// Write 2, 4, 8 or 16 bytes to global memory if `wanted`, aligned to as many; by a predicate, as above.
+template <typename Piece>
+__device__ __forceinline__ void write_global(bool wanted, Piece* global, const Piece& piece) {
+  const int p = static_cast<int>(wanted);
+  if constexpr (sizeof(Piece) == 2) {
+    const unsigned short v = reinterpret_cast<const unsigned short&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.u16 [%0], %1; }" ::"l"(global), "h"(v), "r"(p)
+                 : "memory");
+  } else if constexpr (sizeof(Piece) == 4) {
+    const unsigned v = reinterpret_cast<const unsigned&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.u32 [%0], %1; }" ::"l"(global), "r"(v), "r"(p)
+                 : "memory");
+  } else if constexpr (sizeof(Piece) == 8) {
+    const uint2 v = reinterpret_cast<const uint2&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; @p st.global.v2.u32 [%0], {%1, %2}; }" ::"l"(global), "r"(v.x),
+                 "r"(v.y), "r"(p)
+                 : "memory");
+  } else {
+    static_assert(sizeof(Piece) == 16, "what one instruction writes");
+    const uint4 v = reinterpret_cast<const uint4&>(piece);
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.global.v4.u32 [%0], {%1, %2, %3, %4}; }" ::"l"(global),
+                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(p)
+                 : "memory");
+  }
+}
+
 // 1 / value, rounded, for values of 2^-100 to 2^100: what the compiler makes of the division, without its branch for others.
 __device__ __forceinline__ float reciprocal(float value) {
   float near;
@@ -156,26 +209,33 @@ __device__ __forceinline__ void copy_async_wait() {
 
 // --- words between blocks that run at the same time -------------------------------------------------------------------
 
-// Put a word where another block awaits it, in global memory or in the shared memory of the same cluster. The value travels
-// inside the word, so no fence is needed.
-__device__ __forceinline__ void publish(unsigned long long* slot, unsigned long long word) {
-  asm volatile("st.relaxed.gpu.u64 [%0], %1;" ::"l"(slot), "l"(word) : "memory");
+// Put a word where another block awaits it, if `wanted`: in global memory or in the shared memory of the same cluster. The value
+// travels inside the word, so no fence is needed.
+__device__ __forceinline__ void publish(bool wanted, unsigned long long* slot, unsigned long long word) {
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.relaxed.gpu.u64 [%0], %1; }" ::"l"(slot), "l"(word),
+               "r"(static_cast<int>(wanted))
+               : "memory");
 }
 
-// Wait until the upper half of each of neighbouring words is `tag`.
+// Wait until the upper half of each of the neighbouring words of all lanes that want some is `tag`. All lanes of the warp take part
+// and leave together: after a loop that each leaves by itself they would have to be waited for.
 template <int Count>
-__device__ __forceinline__ void await_tags(const unsigned long long* slots, unsigned tag,
+__device__ __forceinline__ void await_tags(bool wanted, const unsigned long long* slots, unsigned tag,
                                            unsigned long long (&words)[Count]) {
   bool all;
   do {  // all of them are on their way at once
 #pragma unroll
     for (int k = 0; k < Count; ++k) {
-      asm volatile("ld.relaxed.gpu.u64 %0, [%1];" : "=l"(words[k]) : "l"(slots + k) : "memory");
+      words[k] = static_cast<unsigned long long>(tag) << 32;
+      asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p ld.relaxed.gpu.u64 %0, [%1]; }"
+                   : "+l"(words[k])
+                   : "l"(slots + k), "r"(static_cast<int>(wanted))
+                   : "memory");
     }
     all = true;
 #pragma unroll
     for (int k = 0; k < Count; ++k) all = all && static_cast<unsigned>(words[k] >> 32) == tag;
-  } while (!all);
+  } while (!__all_sync(0xffffffffu, all));
 }
 
 // --- clusters: blocks that run at the same time and reach each other's shared memory (sm_90) --------------------------

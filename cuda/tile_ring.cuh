@@ -55,7 +55,8 @@ struct Layout {
   static __device__ __forceinline__ int place(int slot, int n) {
     if (!ALONG) return n * SLOTS + slot;
     constexpr int PERIOD = SLOT_VECTORS >= 8 ? 1 : 8 / SLOT_VECTORS;
-    return slot * SLOT_VECTORS + (n ^ (slot / PERIOD % SLOT_VECTORS));
+    static_assert(!ALONG || (SLOT_VECTORS & (SLOT_VECTORS - 1)) == 0, "what a vector's number is mixed with");
+    return (slot * SLOT_VECTORS + slot / PERIOD % SLOT_VECTORS) ^ n;  // the first part is worked out once for a row
   }
   // A vector's first line in the scan, and its line at the lowest address, counted from the tile's first line. Reversed scans
   // keep the order of addresses, so there a tile's first vector holds its last lines.
@@ -102,9 +103,7 @@ __device__ __forceinline__ Vector* ring_beside(Vector* ring, int tile) {
 }
 __device__ __forceinline__ int place_beside(int row, int n) {
   using Lay = Layout<Hidden>;
-  constexpr int SLOT_VECTORS = Lay::SLOT_VECTORS, PERIOD = SLOT_VECTORS >= 8 ? 1 : 8 / SLOT_VECTORS;
-  const int which = OVER_X ? (row / WARP_STEP - 1) * 2 * INNER + row % WARP_STEP : Lay::slot_of_row(row);
-  return which * SLOT_VECTORS + (n ^ (which / PERIOD % SLOT_VECTORS));
+  return Lay::place(OVER_X ? (row / WARP_STEP - 1) * 2 * INNER + row % WARP_STEP : Lay::slot_of_row(row), n);
 }
 
 // Which rows a block has of a unit: BLOCK_CHANNELS slices that share their weights.

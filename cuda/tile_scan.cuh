@@ -14,7 +14,12 @@ constexpr int PACKS = ALONG ? ROWS : GROUP;  // in a group
 __device__ constexpr int gcd(int a, int b) {
   return b == 0 ? a : gcd(b, a % b);
 }
+AHEAD || sizeof(SCALAR) == 4;  // whether the first lines of a part are read before its edges are there
 constexpr int SUB = gcd(ALONG && !AHEAD && INNER + OUTER == 0 ? GROUP : LINES, gcd(INNER, OUTER));
+
+// Whether the first lines of a part are read before its edges have come. With four rows of 16 bits in a lane it costs more than it
+// hides (docs/optimization_log.md).
+constexpr bool EARLY = AHEAD || sizeof(SCALAR) == 4;
 
 static_assert(INNER % ROWS == 0 && OUTER % ROWS == 0 && SUB % GROUP == 0, "whole lanes, groups");
 static_assert(WARPS == 1 ? INNER == 0 : INNER > 0 && OUTER % INNER == 0, "halos");
@@ -37,11 +42,22 @@ struct Scanner {
   int row0, set, warp, lane;  // first row within the block, channel, warp of the rows, lane
   bool has_above, has_below;  // whether row0 - 1 and row0 + ROWS are in the image
   bool exists, mine, keeps;   // whether these rows exist, are this warp's own, are this block's own too
+  bool gives;                 // whether they are edges that another warp of the block wants
   int exist;                  // how many of them do, if any
   State* edges = nullptr;     // this lane's, of [2][BLOCK_CHANNELS][BLOCK_ROWS]: between warps
   int side = 0;               // which of both is in use, in elements
+  Vector *stage, *aside;      // this tile, and what lies beside it
   Group group;                // the lines that are computed
-  bool primed = false;        // whether it holds the next ones already
+
+  // Go to the block's first tile, and on to the next one.
+  __device__ __forceinline__ void start(Vector* ring) {
+    stage = ring;
+    aside = ring_beside(ring, 0) + set * BESIDE_VECTORS;
+  }
+  __device__ __forceinline__ void go_on(Vector* ring) {
+    stage = stage == stage_of(ring, STAGES - 1) ? ring : stage + STAGE_VECTORS;
+    if (BESIDE_ROWS) aside = ring_beside(ring, aside < ring_beside(ring, 1)) + set * BESIDE_VECTORS;
+  }
 
   // Neighbouring elements of pack p of the group that starts at line n0, in an array of T.
   template <typename T>
@@ -65,7 +81,7 @@ struct Scanner {
     return result;
   }
 
-  __device__ __forceinline__ void read(Group& group, const Vector* stage, int n0) const {
+  __device__ __forceinline__ void read(Group& group, int n0) const {
     const Vector* const images = stage + 3 * TAPS_VECTORS + set * IMAGE_VECTORS;
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
@@ -93,13 +109,11 @@ struct Scanner {
   }
 
   // Along the scan: leave h for the copying warps.
-  __device__ __forceinline__ void leave(const Pack<Hidden, PACK> (&result)[PACKS], Vector* ring, int count,
-                                        int n0) const {
+  __device__ __forceinline__ void leave(const Pack<Hidden, PACK> (&result)[PACKS], int n0) const {
     using Lay = gspn2::Layout<Hidden>;
     const int n = (REVERSED ? LINES - GROUP - n0 : n0) / Lay::VECTOR;
     const bool is_beside = beside(row0);
-    Vector* const over = stage_of(ring, count) + 3 * TAPS_VECTORS + set * IMAGE_VECTORS;
-    Vector* const aside = ring_beside(ring, count) + set * BESIDE_VECTORS;
+    Vector* const over = stage + 3 * TAPS_VECTORS + set * IMAGE_VECTORS;
 #pragma unroll
     for (int p = 0; p < PACKS; ++p) {
 #pragma unroll
@@ -113,8 +127,7 @@ struct Scanner {
 
   // What leaves of a pack of h across the scan, at line n of a tile: h, or what it is merged into.
   template <typename Lines>
-  __device__ __forceinline__ Pack<RESULT, PACK> merged(const Lines& h, const Merge& merge, const Vector* stage,
-                                                       int n) const {
+  __device__ __forceinline__ Pack<RESULT, PACK> merged(const Lines& h, const Merge& merge, int n) const {
     if constexpr (MERGING) {
       const Vector* const addends_at = stage + ADDENDS_AT;
       Addends<PACK> addends;
@@ -126,50 +139,59 @@ struct Scanner {
     }
   }
 
-  // Across the scan: write h, or what it was merged into, which has `left` lines from n0 on.
-  __device__ __forceinline__ void write(const Pack<RESULT, PACK> (&result)[PACKS], RESULT* to, const Image& h, int n0,
+  // Across the scan: write h, or what it was merged into, which has `left` lines from n0 on, `step` apart.
+  __device__ __forceinline__ void write(const Pack<RESULT, PACK> (&result)[PACKS], RESULT* to, Offset step, int n0,
                                         int left) const {
     constexpr int OF_PIECE = Strip<RESULT>::OF_PIECE, PART = PACK > OF_PIECE ? OF_PIECE : PACK;
-    if (!keeps) return;
+    // Several pieces of a lane share 32 bytes of L2, and have to leave one right after the other. After a branch they do.
+    if (PART < PACK && !keeps) return;
 #pragma unroll
     for (int m = 0; m < PACKS; ++m) {
-      if (n0 + m >= left) continue;
 #pragma unroll
       for (int k = 0; k < PACK; k += PART) {
-        if (RAGGED && k >= exist) continue;
-        *reinterpret_cast<Pack<RESULT, PART>*>(to + (n0 + m) * h.line + k) =
-            reinterpret_cast<const Pack<RESULT, PART>&>(result[m].value[k]);
+        const bool wanted = (PART < PACK || keeps) && n0 + m < left && (!RAGGED || k < exist);
+        write_global(wanted, reinterpret_cast<Pack<RESULT, PART>*>(to + (n0 + m) * step + k),
+                     reinterpret_cast<const Pack<RESULT, PART>&>(result[m].value[k]));
       }
     }
   }
 
   // Every INNER lines the warps of a block refresh their halos: first all give, then, when they have met, all take.
+  static constexpr int AT_ONCE = ROWS < 4 ? ROWS : 4;
+  using Rows = Pack<State, AT_ONCE>;
   __device__ __forceinline__ void give_inner() {
-    if (WARPS == 1) return;
     side = SETS * BLOCK_ROWS - side;
-    if (!mine || (lane >= 2 * INNER / ROWS && lane < 32 - 2 * INNER / ROWS)) return;
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) edges[side + r] = state[r];
+    for (int r = 0; r < ROWS; r += AT_ONCE) {
+      write_shared(gives, reinterpret_cast<Rows*>(edges + side + r), reinterpret_cast<const Rows&>(state[r]));
+    }
   }
   __device__ __forceinline__ void take_inner() {
-    if (mine) return;
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) state[r] = edges[side + r];
+    for (int r = 0; r < ROWS; r += AT_ONCE) {
+      Rows rows = reinterpret_cast<const Rows&>(state[r]);
+      read_shared(!mine, rows, reinterpret_cast<const Rows*>(edges + side + r));
+#pragma unroll
+      for (int k = 0; k < AT_ONCE; ++k) state[r + k] = rows.value[k];
+    }
+  }
+
+  // Read the first group of the next part, before its edges are there.
+  __device__ __forceinline__ void prepare(int first) {
+    if (EARLY) read(group, first);
   }
 
   // Scan SUB lines of a tile, from line `first` on. WHOLE: all are there and none restarts; otherwise `left` are, and line
-  // `restart` of them restarts, then every `chunk` lines. `count`: the block's tiles before this one.
+  // `restart` of them restarts, then every `chunk` lines. h is written to `to` on, a line every `step` elements.
   template <bool WHOLE>
-  __device__ __forceinline__ void scan(Vector* ring, int count, int first, RESULT* to, const Merge& merge,
-                                       const Image& h, int left, int restart, int chunk) {
-    const Vector* const stage = stage_of(ring, count);
-    if (WHOLE && AHEAD && !primed) read(group, stage, first);
+  __device__ __forceinline__ void scan(int first, RESULT* to, Offset step, const Merge& merge, int left, int restart,
+                                       int chunk) {
 #pragma unroll(WHOLE ? SUB / GROUP : 1)
     for (int n0 = 0; n0 < (WHOLE ? SUB : left); n0 += GROUP) {
       Group next;  // on its way from shared memory while this one is computed
-      if (!WHOLE || !AHEAD) read(group, stage, first + n0);
-      const bool goes_on = n0 + GROUP < SUB || first + SUB < LINES;
-      if (WHOLE && AHEAD && goes_on) read(next, stage, first + n0 + GROUP);
+      if (!WHOLE || !(n0 == 0 ? EARLY : AHEAD)) read(group, first + n0);
+      const bool goes_on = n0 + GROUP < SUB;
+      if (WHOLE && AHEAD && goes_on) read(next, first + n0 + GROUP);
       Pack<Hidden, PACK> result[PACKS];
 #pragma unroll
       for (int m = 0; m < GROUP; ++m) {
@@ -178,16 +200,15 @@ struct Scanner {
         if (WHOLE || n0 + m < left) advance(group, result, m, restarts);
       }
       if (ALONG) {
-        leave(result, ring, count, first + n0);
+        leave(result, first + n0);
       } else {
         Pack<RESULT, PACK> leaving[PACKS];
 #pragma unroll
-        for (int m = 0; m < PACKS; ++m) leaving[m] = merged(result[m], merge, stage, first + n0 + m);
-        write(leaving, to, h, n0, WHOLE ? SUB : left);
+        for (int m = 0; m < PACKS; ++m) leaving[m] = merged(result[m], merge, first + n0 + m);
+        write(leaving, to, step, n0, WHOLE ? SUB : left);
       }
       if (WHOLE && AHEAD && goes_on) group = next;
     }
-    primed = WHOLE && AHEAD && first + SUB < LINES;
   }
 };
 

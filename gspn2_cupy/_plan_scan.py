@@ -260,13 +260,13 @@ def _along(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     few = slices * 8 < _busy(limits)
     if few and _has_clusters(limits) and 128 < across <= 1024:
         cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
-        shape = (32, 16, 16, 4, 8, False, cluster, 64) if short else (16, 16, 16, 4, 4, True, cluster, 128)
-        tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, _copiers(limits, scan, 2) if short else 4, *shape))
+        shape = (32, 16, 16, 4, 8, True, cluster, 64) if short else (16, 16, 16, 4, 4, True, cluster, 128)
+        tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, _copiers(limits, scan, 4) if short else 4, *shape))
         yield tiles if short or tiles.warps != 4 else replace(tiles, copiers=6)
     if short and across > 128:
         yield from _cheapest_along(limits, scan, pair)
     else:
-        yield Tiles(2, 1, 4, 4, 32, 16, 0 if across <= 160 else 16, 2, vector, False)
+        yield Tiles(2, 1, 4, 4, 32, 16, 0 if across <= 160 else 16, 2, vector)
     for warps, lines in ((4, 16), (8, 16), (8, 8), (4, 8), (2, 8), (1, 8)):
         inner = 16 if warps > 1 else 0
         yield Tiles(2, pair if short else 1, warps, 4, lines, inner, 16, 4, vector, fetch=128 if short else 256)
@@ -289,6 +289,10 @@ def _cheapest_along(limits: DeviceLimits, scan: LineScan, pair: int) -> Iterator
     one = replace(four, sets=1, warps=3, copiers=_copiers(limits, scan, 8), inner=32)
     shapes = [(four, 0.55), (one, 0.43), (replace(four, outer=32), 0.63 if pair == 2 else 0.53)]  # and what a row costs
     shapes += [(replace(four, inner=32, outer=32), 0.63 if pair == 2 else 0.46), (replace(one, outer=32), 0.45)]
+    if pair == 2:
+        shapes += [(replace(four, inner=16, outer=16), 0.85)]
+    elif _has_fast_memory(limits) and not scan.merging:
+        shapes += [(Tiles(4, 1, 3, _copiers(limits, scan, 4), 32, 16, 16, 2, 8, True, 1, 128), 0.52)]
     if _has_clusters(limits):  # not measured elsewhere
         shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
     if not scan.hidden_over:  # it lies beside the ring, where little room is left
@@ -305,16 +309,16 @@ def _cheapest_along(limits: DeviceLimits, scan: LineScan, pair: int) -> Iterator
         shapes += [(two, 0.7), (cut, 0.78)]
         if _has_clusters(limits):
             shapes += [(replace(cut, cluster=blocks(cut)), 0.76)]
-    return _cheapest(limits, scan, [(tiles, tiles.block_rows * of_row) for tiles, of_row in shapes])
+    return _cheapest(limits, scan, [(tiles, tiles.block_rows * of_row, 1) for tiles, of_row in shapes])
 
 
-def _cheapest(limits: DeviceLimits, scan: LineScan, shapes: list[tuple[Tiles, float]]) -> Iterator[Tiles]:
-    """Yield shapes, given each with what a line costs while all blocks that fit run, in the order of what all cost."""
+def _cheapest(limits: DeviceLimits, scan: LineScan, shapes: list[tuple[Tiles, float, int]]) -> Iterator[Tiles]:
+    """Yield shapes, cheapest first; given with each: what a line costs while a multiprocessor holds so many blocks."""
 
-    def cost(tiles: Tiles, of_line: float) -> float:
+    def cost(tiles: Tiles, of_line: float, held: int) -> float:
         # of larger clusters' blocks fewer find room at once: 120 for 132 multiprocessors
         bands = -(-scan.width // (tiles.block_rows - 2 * tiles.outer))
-        at_once = int(limits.multiprocessors * (0.91 if tiles.cluster > 2 else 1)) // bands
+        at_once = int(held * limits.multiprocessors * (0.91 if tiles.cluster > 2 else 1)) // bands
         whole = tiles.outer == 0
         if whole != (bands == 1) or tiles.cluster > LARGEST_CLUSTER or at_once == 0:
             return math.inf
@@ -330,6 +334,7 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     across, slices, vector = scan.width, scan.slices, 16 // scan.x.itemsize
     short, pair = vector == 8, min(sets, 2)
     eight = pair if scan.weight.itemsize == 2 or scan.lam is None else 1  # of eight rows: or registers are too few
+    stages = 4 if _has_fast_memory(limits) else 3  # for them: an H200 and an H100 lose up to a tenth otherwise
     if short and across <= 64:
         yield Tiles(2, sets, 1, 2, 4, 0, 0, 4, 4)
     elif short and across <= 256:
@@ -344,24 +349,25 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
         if short and across <= 512 and slices // pair * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, pair, 1, 4, 8, 16, 32, 3, 8, False, 2))
         elif short and slices // pair * 2 >= _busy(limits):
-            stages = 4 if limits.memory_bandwidth >= FAST_MEMORY else 3  # an H200 and an H100 lose a tenth otherwise
-            yield _cut(-(-across // 2) + 128, Tiles(8, eight, 1, 4, 4, 32, 64, stages, 4, False, 2))
+            yield _cut(-(-across // 2) + 128, Tiles(8, eight, 1, 4, 4, 32, 64, stages, 4, False, 2, 128))
         elif not short and slices * 2 >= _busy(limits):
             yield _cut(-(-across // 2) + 64, Tiles(4, 1, 1, 4, 4, 32, 32, 4, 2, True, 2))
         elif not short:
-            copiers = 2 if limits.memory_bandwidth >= FAST_MEMORY else 6
-            yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, copiers, 16, 32, 32, 3, 4, True, 8))
+            yield _cut(-(-across // 8) + 64, Tiles(4, 1, 1, 4, 16, 32, 32, 3, 4, True, 8))
     if short:
         copiers = 6 if _has_clusters(limits) else 4  # sm_80 spills with 6
-        wide = [  # and ns a line, on an H200: of two channels, of one
-            (Tiles(8, eight, 2, copiers, 8, 64, 64, 3, 4, False), (134, 116)),
-            (Tiles(4, pair, 4, 4, 8, 16, 64, 4, 8, False), (137, 115)),
-            (Tiles(4, pair, 2, 4, 16, 32, 32, 4, 8, False), (86, 76)),
-            (Tiles(2, pair, 4, 4, 8, 8, 32, 3, 8, False), (96, 90)),
-            (Tiles(2, 1, 4, 2, 16, 16, 32, 4, 8), (62, 62)),
-            (Tiles(2, 1, 2, 2, 16, 16, 32, 4, 8), (55, 55)),
+        two = Tiles(2, 1, 4, 2, 16, 16, 32, 4, 4)
+        wide = [  # and ns a line, on an H200: of two channels, of one; and how many blocks a multiprocessor holds then
+            (Tiles(8, eight, 2, copiers, 8, 64, 64, stages, 2, True, 1, 128), (120, 101), 1),
+            (Tiles(4, pair, 4, copiers, 8, 16, 64, 4, 4, pair == 1, 1, 128), (135, 102), 1),
+            (Tiles(4, pair, 2, copiers, 16, 32, 32, 4, 4, True, 1, 128), (77, 71), 1),
+            (Tiles(2, pair, 4, 4, 8, 8, 32, 3, 8, False), (88, 90), 1),
+            (replace(two, outer=16), (62, 67), 1),
+            (two, (51, 53), 1),
+            (two, (73, 73), 2),
+            (replace(two, warps=2), (53, 53), 1),
         ]
-        yield from _cheapest(limits, scan, [(tiles, of_line[tiles.sets == 1]) for tiles, of_line in wide])
+        yield from _cheapest(limits, scan, [(tiles, ns[tiles.sets == 1], held) for tiles, ns, held in wide])
     else:
         copiers = 2 if limits.compute_capability >= (9, 0) else 4  # sm_80 spills with 2
         tiles = Tiles(2, 1, 9, copiers, 8, 16, 32, 3, 2, False)
@@ -379,6 +385,11 @@ def _busy(limits: DeviceLimits) -> float:
 
 def _has_clusters(limits: DeviceLimits) -> bool:
     return CLUSTERS[0] <= limits.compute_capability < CLUSTERS[1]
+
+
+def _has_fast_memory(limits: DeviceLimits) -> bool:
+    """Tell whether memory is as fast as an H200's, and not as an H100's: more may then have to be on its way."""
+    return limits.memory_bandwidth >= FAST_MEMORY
 
 
 def _fills_copiers(limits: DeviceLimits, scan: LineScan) -> bool:

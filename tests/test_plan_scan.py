@@ -195,12 +195,13 @@ def test_lanes_that_read_together_touch_all_banks(row_vectors, rows):
         ((16, 8, 1024, 1024), 1, 4, 16, 5),  # three rounds
         ((8, 8, 768, 768), 1, 4, 16, 1),  # four bands of each run at once; clusters of four would not
         ((2, 16, 2048, 2048), 1, 4, 32, 1),  # twice 128 blocks of few rows
-        ((16, 8, 1024, 1024), 8, 4, 32, 1),
+        ((16, 8, 1024, 1024), 8, 4, 16, 1),  # four rounds of three warps, and not six of halos twice as wide
+        ((8, 8, 768, 768), 8, 4, 32, 1),  # twice either way
     ],
     ids=str,
 )
 def test_wide_slices_in_16_bits_go_the_cheapest_way(shape, groups, rows, outer, cluster):
-    """As measured on an H100: docs/optimization_log.md."""
+    """As measured on an H100 and an H200: docs/optimization_log.md."""
     sizes = sizes_of(plan_of(DEVICES["H200"], "left_to_right", shape, "__nv_bfloat16", groups))
     assert (sizes["ROWS"], sizes["OUTER"], sizes["CLUSTER"]) == (rows, outer, cluster)
 
@@ -212,6 +213,8 @@ def test_wide_slices_in_16_bits_go_the_cheapest_way(shape, groups, rows, outer, 
         ((1, 4, 16384, 16384), 8, 64, 8),
         ((1, 8, 4096, 4096), 4, 32, 16),  # 32 bands of four pairs of channels; of 16 bands only 64 blocks
         ((1, 8, 1024, 1024), 2, 32, 16),  # one channel in a block
+        ((1, 8, 2048, 2048), 2, 16, 16),  # 128 blocks at once; halos of 32 rows would take 176, two on a multiprocessor
+        ((1, 8, 3072, 3072), 2, 32, 16),  # two on a multiprocessor
     ],
     ids=str,
 )
@@ -226,6 +229,8 @@ def test_fast_memory_wants_more_on_its_way():
     h100 = replace(h200, memory_bandwidth=3_352_000_000_000)
     stages = [sizes_of(plan_of(device, "bottom_to_top", shape, "__half"))["STAGES"] for device in (h200, h100)]
     assert stages == [4, 3]
+    warps = [sizes_of(plan_of(device, "left_to_right", shape, "__half", 8)) for device in (h200, h100)]
+    assert [(sizes["WARPS"], sizes["OUTER"]) for sizes in warps] == [(3, 16), (3, 32)]
 
 
 @pytest.mark.parametrize(
@@ -256,19 +261,20 @@ def test_small_slices_in_16_bits_are_dealt_out_as_was_fastest(direction, shape, 
 @pytest.mark.parametrize(
     ("shape", "groups", "kind", "copiers"),
     [
-        ((1, 8, 1024, 1024), 1, "__nv_bfloat16", 2),
+        ((1, 8, 1024, 1024), 1, "__nv_bfloat16", 4),
         ((1, 8, 1024, 1024), 1, "float", 6),
         ((1, 8, 768, 768), 1, "float", 4),  # three scanning warps
         ((2, 16, 2048, 2048), 1, "__nv_bfloat16", 6),  # two channels in a block
         ((1, 8, 3072, 3072), 1, "__half", 8),
-        ((2, 16, 2048, 2048), 16, "__half", 8),
+        ((2, 16, 2048, 2048), 16, "__half", 4),  # which read ahead
+        ((8, 8, 768, 768), 8, "__half", 8),
         ((8, 64, 128, 128), 1, "__nv_bfloat16", 8),
         ((16, 8, 1024, 1024), 1, "float", 4),
     ],
     ids=str,
 )
 def test_as_many_warps_copy_as_were_measured_to_be_best(shape, groups, kind, copiers):
-    """On an H100: docs/optimization_log.md."""
+    """On an H100, and since lanes read ahead on an H200: docs/optimization_log.md."""
 
     def planned(device, **changes):
         return sizes_of(plan_of(device, "left_to_right", shape, kind, groups, **changes))["COPIERS"]

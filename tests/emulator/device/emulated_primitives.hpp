@@ -26,6 +26,18 @@ __forceinline__ void write_shared(bool wanted, Piece* shared, const Piece& piece
   if (wanted) *shared = piece;
 }
 
+template <typename Piece>
+__forceinline__ void read_shared(bool wanted, Piece& piece, const Piece* shared) {
+  static_assert(sizeof(Piece) == 4 || sizeof(Piece) == 8 || sizeof(Piece) == 16);
+  if (wanted) piece = *shared;
+}
+
+template <typename Piece>
+__forceinline__ void write_global(bool wanted, Piece* global, const Piece& piece) {
+  static_assert(sizeof(Piece) == 2 || sizeof(Piece) == 4 || sizeof(Piece) == 8 || sizeof(Piece) == 16);
+  if (wanted) *global = piece;
+}
+
 template <typename T>
 __forceinline__ T reciprocal(T value) {
   return 1 / value;
@@ -79,13 +91,14 @@ __forceinline__ void copy_async_wait() {
 
 // A relaxed 8-byte store that other blocks of a cooperative launch see whole, and the wait for a word whose high half
 // is `tag`. Neither orders any other memory.
-__forceinline__ void publish(unsigned long long* slot, unsigned long long value) {
-  emulator::publish(slot, value);
+__forceinline__ void publish(bool wanted, unsigned long long* slot, unsigned long long value) {
+  if (wanted) emulator::publish(slot, value);
 }
 template <int kCount>
-__forceinline__ void await_tags(const unsigned long long* slots, unsigned tag, unsigned long long (&words)[kCount],
-                                EMULATOR_SITE) {
-  for (int k = 0; k < kCount; ++k) words[k] = emulator::await_tag(slots + k, tag, {file, line});
+__forceinline__ void await_tags(bool wanted, const unsigned long long* slots, unsigned tag,
+                                unsigned long long (&words)[kCount], EMULATOR_SITE) {
+  for (int k = 0; k < kCount && wanted; ++k) words[k] = emulator::await_tag(slots + k, tag, {file, line});
+  __all_sync(0xffffffffu, true, file, line);
 }
 
 template <typename T>
