@@ -14,7 +14,6 @@ constexpr int PACKS = ALONG ? ROWS : GROUP;  // in a group
 __device__ constexpr int gcd(int a, int b) {
   return b == 0 ? a : gcd(b, a % b);
 }
-AHEAD || sizeof(SCALAR) == 4;  // whether the first lines of a part are read before its edges are there
 constexpr int SUB = gcd(ALONG && !AHEAD && INNER + OUTER == 0 ? GROUP : LINES, gcd(INNER, OUTER));
 
 // Whether the first lines of a part are read before its edges have come. With four rows of 16 bits in a lane it costs more than it
