@@ -260,8 +260,8 @@ def _along(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     few = slices * 8 < _busy(limits)
     if few and _has_clusters(limits) and 128 < across <= 1024:
         cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
-        shape = (32, 16, 16, 4, 8, True, cluster, 64) if short else (16, 16, 16, 4, 4, True, cluster, 128)
-        tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, _copiers(limits, scan, 4) if short else 4, *shape))
+        shape = (32, 16, 16, 3, 8, True, cluster, 128) if short else (16, 16, 16, 4, 4, True, cluster, 128)
+        tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, _copiers(limits, scan, 6) if short else 4, *shape))
         yield tiles if short or tiles.warps != 4 else replace(tiles, copiers=6)
     if short and across > 128:
         yield from _cheapest_along(limits, scan, pair)

@@ -261,7 +261,7 @@ def test_small_slices_in_16_bits_are_dealt_out_as_was_fastest(direction, shape, 
 @pytest.mark.parametrize(
     ("shape", "groups", "kind", "copiers"),
     [
-        ((1, 8, 1024, 1024), 1, "__nv_bfloat16", 4),
+        ((1, 8, 1024, 1024), 1, "__nv_bfloat16", 6),
         ((1, 8, 1024, 1024), 1, "float", 6),
         ((1, 8, 768, 768), 1, "float", 4),  # three scanning warps
         ((2, 16, 2048, 2048), 1, "__nv_bfloat16", 6),  # two channels in a block
