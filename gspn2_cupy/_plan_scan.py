@@ -248,20 +248,17 @@ def _light(limits: DeviceLimits, tiles: Tiles, scan: LineScan, piece: int) -> bo
 
 def _along(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     """Shapes for horizontal scans."""
-    across, slices, vector = scan.width, scan.slices, 16 // scan.x.itemsize
-    short = vector == 8
-    pair = min(sets, 2)
+    across, vector = scan.width, 16 // scan.x.itemsize
+    short, pair = vector == 8, min(sets, 2)
     if across <= 64:
         yield Tiles(2, sets, 1, 4, *((32, 0, 0, 2, 8, False, 1, 128) if short else (16, 0, 0, 3, 4, sets == 1)))
     elif across <= 128 and short:
         yield Tiles(4, pair, 1, _copiers(limits, scan, 8), 32, 0, 0, 3, vector, False, 1, 64)
     elif across <= 128:
         yield _cut(across, Tiles(2, 1, 1, 4, 16, 16, 0, 4, vector))
-    few = slices * 8 < _busy(limits)
-    if few and _has_clusters(limits) and 128 < across <= 1024:
-        cluster = next((size for size in (8, 4, 2) if across > 64 * size), 1)
-        shape = (32, 16, 16, 3, 8, True, cluster, 128) if short else (16, 16, 16, 4, 4, True, cluster, 128)
-        tiles = _cut(-(-across // cluster) + 32, Tiles(2, 1, 1, _copiers(limits, scan, 6) if short else 4, *shape))
+    if _is_latency_bound(limits, scan):
+        shape = (_copiers(limits, scan, 6), 32, 16, 16, 3, 8) if short else (4, 16, 16, 16, 4, 4)
+        tiles = _cut(-(-across // LARGEST_CLUSTER) + 32, Tiles(2, 1, 1, *shape, True, LARGEST_CLUSTER, 128))
         yield tiles if short or tiles.warps != 4 else replace(tiles, copiers=6)
     if short and across > 128:
         yield from _cheapest_along(limits, scan, pair)
@@ -335,6 +332,9 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     short, pair = vector == 8, min(sets, 2)
     eight = pair if scan.weight.itemsize == 2 or scan.lam is None else 1  # of eight rows: or registers are too few
     stages = 4 if _has_fast_memory(limits) else 3  # for them: an H200 and an H100 lose up to a tenth otherwise
+    if _is_latency_bound(limits, scan) and (short or across <= 512):
+        cluster = Tiles(2, 1, 1, 2 if short else 4, 16, 16, 16, 4, 4, True, LARGEST_CLUSTER)
+        yield _cut(-(-across // LARGEST_CLUSTER) + 32, cluster)
     if short and across <= 64:
         yield Tiles(2, sets, 1, 2, 4, 0, 0, 4, 4)
     elif short and across <= 256:
@@ -381,6 +381,11 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
 def _busy(limits: DeviceLimits) -> float:
     """Blocks that keep the device busy."""
     return 0.9 * limits.multiprocessors
+
+
+def _is_latency_bound(limits: DeviceLimits, scan: LineScan) -> bool:
+    """Tell whether slices are so few that each line's latency counts: a cluster each, of blocks with few warps."""
+    return _has_clusters(limits) and 128 < scan.width <= 1024 and scan.slices * LARGEST_CLUSTER < _busy(limits)
 
 
 def _has_clusters(limits: DeviceLimits) -> bool:

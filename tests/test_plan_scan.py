@@ -212,7 +212,7 @@ def test_wide_slices_in_16_bits_go_the_cheapest_way(shape, groups, rows, outer, 
         ((2, 16, 2048, 2048), 8, 64, 8),
         ((1, 4, 16384, 16384), 8, 64, 8),
         ((1, 8, 4096, 4096), 4, 32, 16),  # 32 bands of four pairs of channels; of 16 bands only 64 blocks
-        ((1, 8, 1024, 1024), 2, 32, 16),  # one channel in a block
+        ((2, 8, 1024, 1024), 2, 16, 16),  # one channel in a block
         ((1, 8, 2048, 2048), 2, 16, 16),  # 128 blocks at once; halos of 32 rows would take 176, two on a multiprocessor
         ((1, 8, 3072, 3072), 2, 32, 16),  # two on a multiprocessor
     ],
@@ -222,6 +222,17 @@ def test_wide_slices_in_16_bits_go_the_cheapest_way_down(shape, rows, outer, lin
     """As measured on an H200 and an H100: docs/optimization_log.md, step 32."""
     sizes = sizes_of(plan_of(DEVICES["H200"], "top_to_bottom", shape, "__nv_bfloat16"))
     assert (sizes["ROWS"], sizes["OUTER"], sizes["LINES"], sizes["CLUSTER"]) == (rows, outer, lines, 1)
+
+
+@every_direction
+@pytest.mark.parametrize("side", [136, 256, 512, 1000, 1024])
+@pytest.mark.parametrize("kind", ["float", "__half"])
+def test_a_few_slices_get_a_cluster_each_of_as_few_warps_as_hold_them(direction, side, kind):
+    sizes = sizes_of(plan_of(DEVICES["H200"], direction, (1, 8, side, side), kind))
+    rows = 32 * sizes["ROWS"] * sizes["WARPS"] - 2 * sizes["INNER"] * (sizes["WARPS"] - 1) - 2 * sizes["OUTER"]
+    assert (sizes["CLUSTER"], sizes["SETS"]) == (8, 1)
+    assert 8 * rows >= side
+    assert sizes["WARPS"] == (1 if side <= 256 else 2 if side <= 512 or sizes["ROWS"] == 4 else 4)
 
 
 def test_fast_memory_wants_more_on_its_way():
