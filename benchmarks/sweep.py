@@ -6,7 +6,7 @@ python -m benchmarks.sweep --shapes batch_1k --cases "bfloat16 SH" --tiles 4,2,2
 
 Tiles are random changes of the planned ones, or, in the order of the fields of `Tiles`, those that are named. Each
 result is compared bit for bit with the planned kernel's; times are medians of graph replays over rotating buffers.
-The rules of gspn2_cupy/_plan_scan.py come from such sweeps, as docs/optimization_log.md tells.
+The rules of gspn2_cupy/_shapes_tiles.py and _shapes_slices.py come from such sweeps, as docs/optimization_log.md tells.
 """
 
 import argparse

@@ -20,6 +20,11 @@ from gspn2_cupy.reference import ALL_DIRECTIONS, HORIZONTAL, REVERSED
 OPPOSITE = dict(zip(ALL_DIRECTIONS, (ALL_DIRECTIONS[k] for k in (1, 0, 3, 2)), strict=True))
 
 
+LANES = 32  # of a warp
+CLUSTERS = ((9, 0), (12, 0))  # compute capabilities, from … to below
+FAST_MEMORY = 4 * 10**12  # bytes a second
+
+
 @dataclass(frozen=True)
 class DeviceLimits:
     """What a plan may use of a device."""
@@ -32,6 +37,21 @@ class DeviceLimits:
     max_threads_per_multiprocessor: int
     l2_bytes: int
     memory_bandwidth: int  # bytes a second, by its clock
+
+    @property
+    def busy(self) -> float:
+        """Blocks that keep it busy."""
+        return 0.9 * self.multiprocessors
+
+    @property
+    def has_clusters(self) -> bool:
+        """Whether blocks in clusters reach each other's shared memory, as measured to pay."""
+        return CLUSTERS[0] <= self.compute_capability < CLUSTERS[1]
+
+    @property
+    def has_fast_memory(self) -> bool:
+        """Whether memory is as fast as an H200's, and not as an H100's: more may then have to be on its way."""
+        return self.memory_bandwidth >= FAST_MEMORY
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash(tuple(vars(self).values())))

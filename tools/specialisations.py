@@ -18,7 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import gspn2_cupy
-from gspn2_cupy import ALL_DIRECTIONS, _arrays, _checks, _device, _launch, _plan, _plan_scan, _plan_slices, _warmup
+from gspn2_cupy import (
+    ALL_DIRECTIONS,
+    _arrays,
+    _checks,
+    _device,
+    _launch,
+    _plan,
+    _plan_scan,
+    _plan_slices,
+    _shapes_slices,
+    _warmup,
+)
 from gspn2_cupy._check_choice import Type, candidates, forward_scan, run_without_memory
 from gspn2_cupy._plan import DeviceLimits, KernelSpec, LaunchPlan, LineScan
 from gspn2_cupy.reference import HORIZONTAL
@@ -194,11 +205,11 @@ def _all_of_slices(limits: DeviceLimits, types: Types) -> Iterator[LaunchPlan]:
         for has_lam, direction in itertools.product((True, False), ALL_DIRECTIONS):
             size = (across, lines) if direction in HORIZONTAL else (lines, across)
             scan = _scan_of((1, 4, *size), groups, direction, has_lam, types)
-            carried, rows = _plan_scan.carried_channels(scan), _plan_scan.rows_of_lane(scan)
-            in_rounds = _plan_scan.warps_in_rounds(scan) if carried == 1 else ()
-            dealt = [(rows, carried, warps, 1) for warps in (_plan_scan.WARPS if groups == 1 else (1,))]
+            carried, rows = _shapes_slices.carried_channels(scan), _shapes_slices.rows_of_lane(scan)
+            in_rounds = _shapes_slices.warps_in_rounds(scan) if carried == 1 else ()
+            dealt = [(rows, carried, warps, 1) for warps in (_shapes_slices.WARPS if groups == 1 else (1,))]
             dealt += [(rows, carried, warps, 2) for warps in in_rounds]
-            dealt += [(rows, 2, 4, 1), (rows, 2, 2, 2)] if _plan_scan.pairs_along(scan) else []
+            dealt += [(rows, 2, 4, 1), (rows, 2, 2, 2)] if _shapes_slices.pairs_along(scan) else []
             dealt += [(2, 2, 4, 2)] if carried == 2 and not scan.merging else []
             for *of_lane, warps, rounds in dealt:
                 plan = _plan_slices.slices_plan(limits, _plan_slices.Slices(*of_lane, warps, 1, rounds), scan)
