@@ -192,7 +192,6 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     int box = 0;  // of this exchange, in words from box 0
     scanner.start(ring);
     block_sync();
-    scanner.prepare(0);
     for (int unit = first_unit; unit < rows.units; unit += unit_step) {
       rows.unit = unit;
       scanner.exists = rows.exists(row0);
@@ -214,6 +213,7 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
       long long restart = first_restart;  // the next line without a previous one
       int whole_until = static_cast<int>(min(restart / SUB, static_cast<long long>(whole_parts)));
 
+      scanner.prepare(0);
       int part = 0;  // of SUB lines, of this unit, scanned so far
       for (int tile = 0; tile < tiles; ++tile) {
 #pragma unroll 1
@@ -234,13 +234,13 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
           ++part;
           const bool goes_on = part < parts, tile_ends = first + SUB == LINES;
           const bool inner = WARPS > 1 && (INNER == SUB || (goes_on && part % (INNER ? INNER / SUB : 1) == 0));
-          const auto exchange = [&] {
+          const auto exchange = [&](bool next) {
             if (inner) scanner.give_inner();
             if (tile_ends) {
               block_sync();
               scanner.go_on(ring);
             }
-            scanner.prepare(tile_ends ? 0 : first + SUB);
+            if (next) scanner.prepare(tile_ends ? 0 : first + SUB);
             if (inner && !tile_ends) group_sync(1 + set, 32 * WARPS);  // warps that hand no edges on need not meet
             if (inner) scanner.take_inner();
           };
@@ -254,12 +254,12 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
               publish(gives_above, above + r, sealed(state[r], exchanges));
               publish(gives_below, below + r, sealed(state[r], exchanges));
             }
-            exchange();
+            exchange(true);
             await_tags(takes, take + box, exchanges, words);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) state[r] = takes ? opened(words[r]) : state[r];
           } else {
-            exchange();
+            exchange(goes_on);
           }
         }
       }
