@@ -23,10 +23,14 @@ def shapes(limits: DeviceLimits, scan: LineScan) -> Iterator[Tiles]:
     if piece < 16:
         shapes = (replace(tiles, copiers=4) for tiles in shapes)
     fills = piece == 16 and scan.along and _fills_copiers(limits, scan)
+    heavy = piece == 16 and scan.along and _fills_ten_warps(scan)
     for tiles in shapes:
         for smaller in _ever_smaller(tiles):
+            scanning = smaller.sets * smaller.warps
             if fills:
-                smaller = replace(smaller, copiers=6 if smaller.sets * smaller.warps <= 2 else 4)
+                smaller = replace(smaller, copiers=6 if scanning <= 2 else 4)
+            elif heavy and scanning == 2:  # registers are dealt out to four warps at a time
+                smaller = replace(smaller, copiers=min(smaller.copiers, 6))
             if piece == 16 or _light(limits, smaller, scan, piece):
                 yield smaller
 
@@ -81,7 +85,8 @@ def _along(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     if short and across > 128:
         yield from _cheapest_along(limits, scan, pair)
     else:
-        yield Tiles(2, 1, 4, 4, 32, 16, 0 if across <= 160 else 16, 2, vector)
+        whole = scan.piece == 16  # or registers are too few to read ahead
+        yield Tiles(2, 1, 4, 4, 32, 16, 0 if across <= 160 else 16, 2, vector, whole)
     for warps, lines in ((4, 16), (8, 16), (8, 8), (4, 8), (2, 8), (1, 8)):
         inner = 16 if warps > 1 else 0
         yield Tiles(2, pair if short else 1, warps, 4, lines, inner, 16, 4, vector, fetch=128 if short else 256)
@@ -205,6 +210,12 @@ def _fills_copiers(limits: DeviceLimits, scan: LineScan) -> bool:
     """Tell whether few copying warps need more registers than they have, and many leave too few to those that scan."""
     unrounded = scan.hidden_bytes > scan.x.itemsize and (scan.merging or scan.lam is not None)
     return unrounded and not (limits.has_clusters and (scan.weight.itemsize == scan.x.itemsize or not scan.merging))
+
+
+def _fills_ten_warps(scan: LineScan) -> bool:
+    """Tell whether ten warps have too few registers each, which eight have: in float16, or with offsets of 64 bits."""
+    wide = scan.x.c_name == "__half" or not scan.short_offsets
+    return scan.x.itemsize == 2 and wide and (scan.merging or scan.weight.itemsize > scan.x.itemsize)
 
 
 def _copiers(limits: DeviceLimits, scan: LineScan, best: int) -> int:
