@@ -186,8 +186,9 @@ extern "C" __global__ void CLUSTER_OF_BLOCKS __launch_bounds__(THREADS, BLOCKS)
     }
     const long long first_restart = scan.first_restart(ADJOINT, h0 != nullptr);
     const int whole_parts = static_cast<int>(scan.lines / SUB), parts = static_cast<int>((scan.lines + SUB - 1) / SUB);
-    // From one lane's mouth, too: what a kernel was given is otherwise fetched anew wherever it is used.
-    const Offset step = __shfl_sync(0xffffffffu, static_cast<Offset>(geometry.h.line), 0);
+    // From one lane's mouth, too, which alone knows it, as far as the compiler can tell: what a kernel was given is otherwise fetched
+    // anew wherever it is used.
+    const Offset step = __shfl_sync(0xffffffffu, static_cast<Offset>(lane == 0 ? geometry.h.line : 0), 0);
     unsigned exchanges = 0;
     int box = 0;  // of this exchange, in words from box 0
     scanner.start(ring);

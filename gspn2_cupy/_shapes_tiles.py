@@ -114,7 +114,8 @@ def _cheapest_along(limits: DeviceLimits, scan: LineScan, pair: int) -> Iterator
     elif limits.has_fast_memory and not scan.merging:
         shapes += [(Tiles(4, 1, 3, _copiers(limits, scan, 4), 32, 16, 16, 2, 8, True, 1, 128), 0.52)]
     if limits.has_clusters:  # not measured elsewhere
-        shapes += [(replace(cut, cluster=blocks(cut)), 0.6), (cut, 0.85 if pair == 2 else 0.71)]
+        shapes += [(cut, 0.85 if pair == 2 else 0.71)]
+        shapes += [(replace(cut, cluster=blocks(cut)), 0.6)] if blocks(cut) <= 5 else []  # larger: never seen to pay
     if not scan.hidden_over:  # it lies beside the ring, where little room is left
         bands, deep = replace(four, inner=32, outer=32), Tiles(4, pair, 2, 4, 16, 16, 16, 3, 8, False, 1, 128)
         shapes = [(four, 0.55), (one, 0.36 if scan.adjoint else 0.43), (replace(bands, sets=1), 0.41)]
@@ -155,8 +156,8 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
     short, pair = vector == 8, min(sets, 2)
     eight = pair if scan.weight.itemsize == 2 or scan.lam is None else 1  # of eight rows: or registers are too few
     stages = 4 if limits.has_fast_memory else 3  # for them: an H200 and an H100 lose up to a tenth otherwise
-    if _is_latency_bound(limits, scan) and (short or across <= 512):
-        cluster = Tiles(2, 1, 1, 2 if short else 4, 16, 16, 16, 4, 4, True, LARGEST_CLUSTER)
+    if _is_latency_bound(limits, scan) and (short or across <= 512) and scan.piece == 16:
+        cluster = Tiles(2, 1, 1, 2, 16, 16, 16, 4, 4, True, LARGEST_CLUSTER)
         yield _cut(-(-across // LARGEST_CLUSTER) + 32, cluster)
     if short and across <= 64:
         yield Tiles(2, sets, 1, 2, 4, 0, 0, 4, 4)
@@ -184,7 +185,6 @@ def _down(limits: DeviceLimits, scan: LineScan, sets: int) -> Iterator[Tiles]:
             (Tiles(8, eight, 2, copiers, 8, 64, 64, stages, 2, True, 1, 128), (120, 101), 1),
             (Tiles(4, pair, 4, copiers, 8, 16, 64, 4, 4, pair == 1, 1, 128), (135, 102), 1),
             (Tiles(4, pair, 2, copiers, 16, 32, 32, 4, 4, True, 1, 128), (77, 71), 1),
-            (Tiles(2, pair, 4, 4, 8, 8, 32, 3, 8, False), (88, 90), 1),
             (replace(two, outer=16), (62, 67), 1),
             (two, (51, 53), 1),
             (two, (73, 73), 2),
