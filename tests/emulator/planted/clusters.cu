@@ -25,10 +25,11 @@ extern "C" __global__ void cluster_sums(const float* x, float* y, Plan) {
     gspn2::cluster_sync();
   }
   // The neighbour's word brings its rank; a block has it from the one before, in a circle.
-  if (threadIdx.x == 0) {
-    gspn2::publish(gspn2::in_block_of_cluster(word, (rank + 1) % CLUSTER), 1ull << 32 | rank);
+  if (threadIdx.x < 32) {
+    const bool first = threadIdx.x == 0;
+    gspn2::publish(first, gspn2::in_block_of_cluster(word, (rank + 1) % CLUSTER), 1ull << 32 | rank);
     unsigned long long arrived[1];
-    gspn2::await_tags(word, 1, arrived);
+    gspn2::await_tags(first, word, 1, arrived);
   }
   if (BUG == plain_word) gspn2::cluster_sync();
   float sum = 0.0f;
