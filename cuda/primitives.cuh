@@ -31,33 +31,42 @@ __device__ __forceinline__ int anew(int number) {
   return number;
 }
 
-// Write 2, 4, 8 or 16 bytes to shared memory if `wanted`: by a predicate, where after a branch the compiler would guard every
-// shuffle that follows.
-template <typename Piece>
-__device__ __forceinline__ void write_shared(bool wanted, Piece* shared, const Piece& piece) {
-  const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  const int p = static_cast<int>(wanted);
-  if constexpr (sizeof(Piece) == 2) {
-    const unsigned short v = reinterpret_cast<const unsigned short&>(piece);
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.shared.u16 [%0], %1; }" ::"r"(target), "h"(v), "r"(p)
-                 : "memory");
-  } else if constexpr (sizeof(Piece) == 4) {
-    const unsigned v = reinterpret_cast<const unsigned&>(piece);
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.shared.u32 [%0], %1; }" ::"r"(target), "r"(v), "r"(p)
-                 : "memory");
-  } else if constexpr (sizeof(Piece) == 8) {
-    const uint2 v = reinterpret_cast<const uint2&>(piece);
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; @p st.shared.v2.u32 [%0], {%1, %2}; }" ::"r"(target), "r"(v.x),
-                 "r"(v.y), "r"(p)
-                 : "memory");
-  } else {
-    static_assert(sizeof(Piece) == 16, "what one instruction writes");
-    const uint4 v = reinterpret_cast<const uint4&>(piece);
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.shared.v4.u32 [%0], {%1, %2, %3, %4}; }" ::"r"(target),
-                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(p)
-                 : "memory");
+// Write 2, 4, 8 or 16 bytes to shared or to global memory if `wanted`, aligned to as many: by a predicate, where after a branch the
+// compiler would guard every shuffle that follows.
+#define GSPN2_WRITE(type, values, ...)                                                              \
+  asm volatile("{ .reg .pred p; setp.ne.s32 p, %1, 0; @p st." GSPN2_SPACE "." type " [%0], " values \
+               "; }" ::GSPN2_TARGET,                                                                \
+               "r"(static_cast<int>(wanted)), __VA_ARGS__                                           \
+               : "memory")
+#define GSPN2_WRITE_PIECE                                                              \
+  if constexpr (sizeof(Piece) == 2) {                                                  \
+    GSPN2_WRITE("u16", "%2", "h"(reinterpret_cast<const unsigned short&>(piece)));     \
+  } else if constexpr (sizeof(Piece) == 4) {                                           \
+    GSPN2_WRITE("u32", "%2", "r"(reinterpret_cast<const unsigned&>(piece)));           \
+  } else if constexpr (sizeof(Piece) == 8) {                                           \
+    const uint2 v = reinterpret_cast<const uint2&>(piece);                             \
+    GSPN2_WRITE("v2.u32", "{%2, %3}", "r"(v.x), "r"(v.y));                             \
+  } else {                                                                             \
+    static_assert(sizeof(Piece) == 16, "what one instruction writes");                 \
+    const uint4 v = reinterpret_cast<const uint4&>(piece);                             \
+    GSPN2_WRITE("v4.u32", "{%2, %3, %4, %5}", "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)); \
   }
+#define GSPN2_SPACE "shared"
+#define GSPN2_TARGET "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared)))
+template <typename Piece>
+__device__ __forceinline__ void write_shared(bool wanted, Piece* shared, const Piece& piece){GSPN2_WRITE_PIECE}
+#undef GSPN2_SPACE
+#undef GSPN2_TARGET
+#define GSPN2_SPACE "global"
+#define GSPN2_TARGET "l"(global)
+template <typename Piece>
+__device__ __forceinline__ void write_global(bool wanted, Piece* global, const Piece& piece) {
+  GSPN2_WRITE_PIECE
 }
+#undef GSPN2_SPACE
+#undef GSPN2_TARGET
+#undef GSPN2_WRITE_PIECE
+#undef GSPN2_WRITE
 
 // Read 4, 8 or 16 bytes from shared memory if `wanted`, or leave the piece as it is; by a predicate, as above.
 template <typename Piece>
@@ -82,32 +91,6 @@ __device__ __forceinline__ void read_shared(bool wanted, Piece& piece, const Pie
     asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4]; }"
                  : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
                  : "r"(source), "r"(p)
-                 : "memory");
-  }
-}
-
-// Write 2, 4, 8 or 16 bytes to global memory if `wanted`, aligned to as many; by a predicate, as above.
-template <typename Piece>
-__device__ __forceinline__ void write_global(bool wanted, Piece* global, const Piece& piece) {
-  const int p = static_cast<int>(wanted);
-  if constexpr (sizeof(Piece) == 2) {
-    const unsigned short v = reinterpret_cast<const unsigned short&>(piece);
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.u16 [%0], %1; }" ::"l"(global), "h"(v), "r"(p)
-                 : "memory");
-  } else if constexpr (sizeof(Piece) == 4) {
-    const unsigned v = reinterpret_cast<const unsigned&>(piece);
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.u32 [%0], %1; }" ::"l"(global), "r"(v), "r"(p)
-                 : "memory");
-  } else if constexpr (sizeof(Piece) == 8) {
-    const uint2 v = reinterpret_cast<const uint2&>(piece);
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %3, 0; @p st.global.v2.u32 [%0], {%1, %2}; }" ::"l"(global), "r"(v.x),
-                 "r"(v.y), "r"(p)
-                 : "memory");
-  } else {
-    static_assert(sizeof(Piece) == 16, "what one instruction writes");
-    const uint4 v = reinterpret_cast<const uint4&>(piece);
-    asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p st.global.v4.u32 [%0], {%1, %2, %3, %4}; }" ::"l"(global),
-                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(p)
                  : "memory");
   }
 }

@@ -157,19 +157,19 @@ struct Scanner {
 
   // Every INNER lines the warps of a block refresh their halos: first all give, then, when they have met, all take.
   static constexpr int AT_ONCE = ROWS < 4 ? ROWS : 4;
-  using Rows = Pack<State, AT_ONCE>;
+  using Edges = Pack<State, AT_ONCE>;
   __device__ __forceinline__ void give_inner() {
     side = SETS * BLOCK_ROWS - side;
 #pragma unroll
     for (int r = 0; r < ROWS; r += AT_ONCE) {
-      write_shared(gives, reinterpret_cast<Rows*>(edges + side + r), reinterpret_cast<const Rows&>(state[r]));
+      write_shared(gives, reinterpret_cast<Edges*>(edges + side + r), reinterpret_cast<const Edges&>(state[r]));
     }
   }
   __device__ __forceinline__ void take_inner() {
 #pragma unroll
     for (int r = 0; r < ROWS; r += AT_ONCE) {
-      Rows rows = reinterpret_cast<const Rows&>(state[r]);
-      read_shared(!mine, rows, reinterpret_cast<const Rows*>(edges + side + r));
+      Edges rows = reinterpret_cast<const Edges&>(state[r]);
+      read_shared(!mine, rows, reinterpret_cast<const Edges*>(edges + side + r));
 #pragma unroll
       for (int k = 0; k < AT_ONCE; ++k) state[r + k] = rows.value[k];
     }
